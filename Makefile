@@ -1,0 +1,81 @@
+# What people type is what CI runs. Each command makes what it needs; a second call is fast.
+#
+#   make PYTHON=python3.12 test      another interpreter (3.11 or later), for a new .venv
+#   make test ARGS="-k headers -x"   arguments for pytest
+#   BIND=127.0.0.1:9000 make demo    another address
+
+PYTHON ?= python3
+BIND ?= 127.0.0.1:8000
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# An editable install holds the dependencies and the metadata; the code is read from here.
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -qq -e
+PACKAGING := setup.cfg pyproject.toml
+# pyright's wrapper would ask for its newest release and keep files in the home directory.
+PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_CACHE_DIR=$(abspath $(VENV))/cache $(BIN)/pyright
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format clean
+
+help:
+	@echo "make demo    serve the examples at http://$(BIND)"
+	@echo "make test    run the whole test suite (ARGS=... for pytest)"
+	@echo "make lint    ruff, mypy and pyright"
+	@echo "make format  let ruff format the code and fix what it can"
+	@echo "make clean   remove what these commands made"
+
+demo: $(VENV)/.demo
+	@echo "The examples: http://$(BIND) (Ctrl+C ends)"
+	@BIND=$(BIND) exec $(BIN)/gunicorn -c gunicorn.conf.py 'examples:create_app()'
+
+test: $(VENV)/.test
+	@sh tests/system.sh browser
+	@$(BIN)/python -m pytest $(ARGS)
+
+# All four say what they have to say, even when the first fails.
+lint: $(VENV)/.lint
+	@$(MAKE) --no-print-directory --keep-going lint-rules lint-format lint-mypy lint-pyright
+
+lint-rules:
+	@$(BIN)/ruff check .
+
+lint-format:
+	@$(BIN)/ruff format --check .
+
+lint-mypy:
+	@$(BIN)/mypy --strict
+
+lint-pyright:
+	@$(PYRIGHT)
+
+format: $(VENV)/.lint
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@echo "Making the virtual environment $(VENV)"
+	@sh tests/system.sh python $(PYTHON)
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python $(PACKAGING)
+	@echo "Installing the package"
+	@$(INSTALL) .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.python $(PACKAGING)
+	@echo "Installing the package and what its tests need"
+	@$(INSTALL) '.[test]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.lint: $(VENV)/.python $(PACKAGING)
+	@echo "Installing the package and what checks it"
+	@$(INSTALL) '.[lint]'
+	@touch $@ $(VENV)/.demo

@@ -1,0 +1,34 @@
+"""The examples of sseflask: one Flask app, one module for each example.
+
+Serve them with `gunicorn -c gunicorn.conf.py 'examples:create_app()'`.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response
+
+from . import catalogue
+from .streaming import sse
+
+
+def create_app() -> Flask:
+    """The app: an index page, a blueprint for each example, and sseflask."""
+    app = Flask(__name__)
+    app.logger.setLevel(logging.INFO)  # The examples say what they do.
+    app.register_blueprint(catalogue.bp)
+    for example in catalogue.EXAMPLES:
+        app.register_blueprint(example.module.bp)
+    # Last, when all streams are known: this installs the extension and its routes.
+    app.register_blueprint(sse, url_prefix="/events")
+    app.after_request(_allow_only_own_content)
+    return app
+
+
+def _allow_only_own_content(response: Response) -> Response:
+    """No page loads anything from elsewhere, and none has a script or a style inside it."""
+    response.headers["Content-Security-Policy"] = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response

@@ -1,0 +1,53 @@
+"""Server-Sent Events for Flask that hold up in production."""
+
+from .channel import Channel
+from .current import current_stream, heartbeat
+from .decoder import EventDecoder
+from .emitter import EventEmitter
+from .errors import (
+    AlreadyInstalled,
+    BrokerUnavailable,
+    InvalidChannel,
+    InvalidEvent,
+    InvalidSetting,
+    InvalidSubscription,
+    NoActiveStream,
+    SSEError,
+    StreamClosed,
+    StreamError,
+    StreamTimeout,
+)
+from .event import ServerSentEvent
+from .extension import SSE
+from .response import EventSourceResponse
+from .signals import event_published, stream_closed, stream_opened, subscriber_dropped
+from .state import CloseReason
+from .stream import Stream
+
+__all__ = [
+    "SSE",
+    "AlreadyInstalled",
+    "BrokerUnavailable",
+    "Channel",
+    "CloseReason",
+    "EventDecoder",
+    "EventEmitter",
+    "EventSourceResponse",
+    "InvalidChannel",
+    "InvalidEvent",
+    "InvalidSetting",
+    "InvalidSubscription",
+    "NoActiveStream",
+    "SSEError",
+    "ServerSentEvent",
+    "Stream",
+    "StreamClosed",
+    "StreamError",
+    "StreamTimeout",
+    "current_stream",
+    "event_published",
+    "heartbeat",
+    "stream_closed",
+    "stream_opened",
+    "subscriber_dropped",
+]

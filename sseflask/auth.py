@@ -1,0 +1,144 @@
+"""Who may subscribe and publish through the blueprint's routes: the app's own rule, public channels, and signed tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Final
+
+from flask import Flask, request
+from itsdangerous import BadData, URLSafeSerializer
+
+from .errors import SSEError
+
+#: `(action, channel)` to whether the current request may; actions are `"subscribe"`, `"publish"` and `"inspect"`.
+Authorize = Callable[[str, str], object]
+
+ACTIONS: Final = ("subscribe", "publish", "inspect")
+COOKIE: Final = "sse_token"
+_SALT: Final = "sseflask.token"
+_SECRET: Final = re.compile(r"([?&]token=)[^&\s\"]*")
+
+
+class Refused(SSEError):
+    """A route's client may not do what it asks for.
+
+    Attributes:
+        status: 401 where a token is wrong or has expired, 403 otherwise.
+        reason: Why, for the client.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Token:
+    """What a signed token allows.
+
+    Attributes:
+        channels: Glob patterns of channels.
+        action: What may be done with them.
+        expires: The Unix second at which it stops to count.
+    """
+
+    channels: tuple[str, ...]
+    action: str
+    expires: float
+
+    def allows(self, action: str, channel: str) -> bool:
+        """Whether it is for this."""
+        return action == self.action and any(fnmatch.fnmatchcase(channel, pattern) for pattern in self.channels)
+
+
+def sign(app: Flask, token: Token) -> str:
+    """A token as text, signed with the app's secret key.
+
+    Raises:
+        RuntimeError: The app has no secret key.
+    """
+    return str(_serializer(app).dumps([list(token.channels), token.action, token.expires]))
+
+
+def presented(app: Flask) -> Token | None:
+    """The token of the current request: `?token=`, `Authorization: Bearer` or the cookie; None if there is none.
+
+    Raises:
+        Refused: It is not one of ours, or has expired.
+    """
+    text = request.args.get("token") or _bearer() or request.cookies.get(COOKIE)
+    if not text:
+        return None
+    try:
+        # Compared in constant time; the signature comes first, so what is inside is ours.
+        channels, action, expires = _serializer(app).loads(text)
+    except BadData:
+        raise Refused(401, "the token is not valid") from None
+    token = Token(tuple(channels), action, expires)
+    if token.expires <= time.time():
+        raise Refused(401, "the token has expired")
+    return token
+
+
+def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authorize | None, public: tuple[str, ...]) -> float | None:
+    """Whether the current request may do something with all of some channels.
+
+    Args:
+        app: The app.
+        action: One of `ACTIONS`.
+        channels: The channels' names.
+        authorize: The app's own rule; what it allows needs nothing else.
+        public: Glob patterns of what anyone may subscribe to.
+
+    Returns:
+        Seconds until a token that was needed expires; None if none was.
+
+    Raises:
+        Refused: It may not.
+    """
+    token: Token | None = None
+    for channel in channels:
+        if action == "subscribe" and any(fnmatch.fnmatchcase(channel, pattern) for pattern in public):
+            continue
+        if authorize is not None and authorize(action, channel):
+            continue
+        token = token or presented(app)
+        if token is None or not token.allows(action, channel):
+            raise Refused(403, f"this channel is not open to you: {channel}")
+    return None if token is None else token.expires - time.time()
+
+
+class RedactTokens(logging.Filter):
+    """Keeps tokens out of access logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replaces the token in a line that has one."""
+        line = record.getMessage()
+        if "token=" in line:
+            record.msg, record.args = _SECRET.sub(r"\1[redacted]", line), ()
+        return True
+
+
+def redact_access_logs() -> None:
+    """Sees to it that the access logs of gunicorn and Werkzeug show no token. A second call does nothing."""
+    for name in ("gunicorn.access", "werkzeug"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, RedactTokens) for known in logger.filters):
+            logger.addFilter(RedactTokens())
+
+
+def _bearer() -> str | None:
+    kind, _, text = request.headers.get("Authorization", "").partition(" ")
+    return text.strip() if kind.lower() == "bearer" else None
+
+
+def _serializer(app: Flask) -> URLSafeSerializer:
+    if not app.secret_key:
+        raise RuntimeError("signing and checking tokens needs the app's SECRET_KEY")
+    return URLSafeSerializer(app.secret_key, salt=_SALT)

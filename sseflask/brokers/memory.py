@@ -1,0 +1,79 @@
+"""The broker of one process: its log is the process's own, and ends with it."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import secrets
+import time
+from typing import Final
+
+from sseflask.event import ServerSentEvent
+from sseflask.log import EventId, Log
+
+from .base import Broker, Keep, Waker
+
+#: Seconds that the token of a publish is remembered.
+TOKEN_SECONDS: Final = 60.0
+
+
+class MemoryBroker(Broker):
+    """Keeps events in this process. A new process is a new life: its clients get a reset."""
+
+    def __init__(
+        self,
+        waker: Waker,
+        keep: Keep,
+        *,
+        history: int,
+        history_seconds: float,
+        history_bytes: int,
+    ) -> None:
+        """Begins a life, in the process that calls this.
+
+        Args:
+            waker: Told of new entries.
+            keep: Has a function called about once a second.
+            history: Entries that a channel keeps.
+            history_seconds: Seconds that an entry is kept.
+            history_bytes: Bytes that all entries may take.
+        """
+        log = Log(secrets.token_hex(6), history=history, history_seconds=history_seconds, history_bytes=history_bytes)
+        super().__init__(log, waker, keep)
+        self._tokens: collections.OrderedDict[str, tuple[float, str]] = collections.OrderedDict()
+
+    def publish(
+        self, channel: str, event: ServerSentEvent, *, token: str | None = None, is_end: bool = False, history: int | None = None
+    ) -> str:
+        """Keeps an event and tells who listens; see `Broker.publish`."""
+        body = event.encode()
+        now = time.monotonic()
+        with self.emitter.lock:
+            if token is not None and (known := self._known(token, now)) is not None:
+                return known
+            entry = self.log.append(channel, body, now=now, name=event.event, user_id=event.id, is_end=is_end, history=history)
+            event_id = event.id if event.id is not None else str(EventId(self.log.epoch, entry.seq))
+            if token is not None:
+                self._tokens[token] = (now, event_id)
+            self.published += 1
+            found = self.emitter.find(channel)
+            if found is not None and found.listeners:
+                self.emitter.enqueue(channel, lambda: dataclasses.replace(event, id=event_id))
+        self._tell(found, entry)
+        return event_id
+
+    def expire(self, now: float) -> bool:
+        """Forgets what is too old, tokens too."""
+        with self.emitter.lock:
+            self._forget_tokens(now)
+        # A token is forgotten with the next one, if nothing else is left to see to.
+        return super().expire(now)
+
+    def _known(self, token: str, now: float) -> str | None:
+        self._forget_tokens(now)
+        known = self._tokens.get(token)
+        return known[1] if known is not None else None
+
+    def _forget_tokens(self, now: float) -> None:
+        while self._tokens and next(iter(self._tokens.values()))[0] < now - TOKEN_SECONDS:
+            self._tokens.popitem(last=False)

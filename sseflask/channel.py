@@ -1,0 +1,135 @@
+"""Channels as users name them: what a name may be, what may be published, and the handle for one channel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from .emitter import Listener
+from .errors import InvalidChannel, InvalidEvent
+from .event import ServerSentEvent, to_event
+from .log import EventId
+
+if TYPE_CHECKING:
+    from .brokers import Broker
+
+#: Bytes that a channel's name may have in UTF-8.
+MAX_NAME_BYTES: Final = 200
+#: Bytes that a publisher's own id may have in UTF-8: what comes back as a header must pass every server.
+MAX_ID_BYTES: Final = 256
+#: Names that begin so belong to the blueprint's own routes.
+RESERVED: Final = "-/"
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
+
+
+def checked_name(name: object) -> str:
+    """A channel's name, if it may be one.
+
+    Raises:
+        InvalidChannel: It is no string of 1 to 200 bytes without control characters, has a slash or space at an edge, or begins
+            with `-/`.
+    """
+    if not isinstance(name, str):
+        raise InvalidChannel(name, "a string")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidChannel(name, "text that UTF-8 can encode") from None
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise InvalidChannel(name, f"1 to {MAX_NAME_BYTES} bytes long")
+    if _CONTROL.search(name):
+        raise InvalidChannel(name, "without control characters")
+    if name != name.strip() or name != name.strip("/"):
+        raise InvalidChannel(name, "without a slash or a space at its edges")
+    if name.startswith(RESERVED) or name == RESERVED.rstrip("/"):
+        raise InvalidChannel(name, f"another: {RESERVED!r} belongs to the blueprint's own routes")
+    return name
+
+
+def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
+    """An event, if it may be published.
+
+    Raises:
+        InvalidEvent: It has neither data nor a name to dispatch, its id could not be found again, or it is too large.
+    """
+    if event.data is None:
+        raise InvalidEvent("data", None, "an event on a channel needs data")
+    if (own := event.id) is not None:
+        if not 1 <= len(own.encode()) <= MAX_ID_BYTES:
+            raise InvalidEvent("id", own, f"an id on a channel has 1 to {MAX_ID_BYTES} bytes")
+        if own != own.strip():
+            raise InvalidEvent("id", own, "browsers don't send spaces at the edges of an id back")
+        if EventId.parse(own) is not None:
+            raise InvalidEvent("id", own, "ids of this form are the broker's own")
+    # What the broker adds, an id line, is small beside the least limit that there is.
+    if len(event.data) > max_bytes or (len(event.data) * 4 > max_bytes and len(event.encode()) > max_bytes):
+        raise InvalidEvent("data", event.data, f"the event has more bytes than SSE_MAX_EVENT_BYTES allows, {max_bytes}")
+    return event
+
+
+class Channel:
+    """A handle for one channel, with the names of its events.
+
+    Attributes:
+        name: The channel's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        broker: Callable[[], Broker],
+        publish: Callable[..., str],
+        *,
+        event: str | None,
+        end_event: str,
+        history: int | None,
+    ) -> None:
+        self.name = name
+        self._broker = broker
+        self._publish = publish
+        self._event = event
+        self._end_event = end_event
+        self._history = history
+
+    def __repr__(self) -> str:
+        return f"<Channel {self.name!r}>"
+
+    def publish(self, data: Any, *, event: str | None = None, id: str | None = None, token: str | None = None) -> str:
+        """Publishes an event, under the channel's event name unless another is given; see `SSE.publish`.
+
+        Returns:
+            The event's id.
+        """
+        named = to_event(data, event=event or self._event, id=id)
+        return self._publish(self.name, named, token=token, history=self._history)
+
+    def close(self, data: Any = "", *, token: str | None = None) -> str:
+        """Publishes the end event, and ends the channel's streams after it.
+
+        A client that comes back after that gets 204, which stops a browser's EventSource for good. Who publishes to the channel
+        again begins anew, for those who subscribe then.
+
+        Args:
+            data: What the end event carries.
+            token: As for `SSE.publish`.
+
+        Returns:
+            The end event's id.
+
+        Raises:
+            InvalidEvent: The data can't be written.
+        """
+        event = ServerSentEvent("" if data is None else data, event=self._end_event)
+        return self._publish(self.name, event, token=token, history=self._history, is_end=True)
+
+    def on(self, listener: Listener) -> Listener:
+        """Calls `listener` in this process with each event of the channel; also a decorator."""
+        return self._broker().emitter.on(self.name, listener)
+
+    @property
+    def subscribers(self) -> int:
+        """The streams of this process that subscribe to the channel."""
+        found = self._broker().emitter.find(self.name)
+        return len(found.subscribers) if found is not None else 0

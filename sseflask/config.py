@@ -1,0 +1,247 @@
+"""The `SSE_*` settings, read from an app's configuration and checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from .errors import InvalidSetting
+from .event import MAX_RETRY_MS
+
+Check = Callable[[str, Any], Any]
+
+#: Some thirty years: no time-out is longer, and clocks and sleeps take it.
+MAX_SECONDS: Final = 1_000_000_000
+
+
+def _number(*, above: float | None = None, at_least: float | None = None, unit: str) -> Check:
+    bound = f"above {above:g}" if above is not None else f"of at least {at_least:g}"
+
+    def check(name: str, value: Any) -> float:
+        right = (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (above is None or value > above)
+            and (at_least is None or value >= at_least)
+        )
+        if not right:
+            raise InvalidSetting(name, value, f"a number of {unit} {bound}")
+        if value > MAX_SECONDS:
+            raise InvalidSetting(name, value, f"a number of {unit} {bound}, and at most {MAX_SECONDS}")
+        return float(value)
+
+    return check
+
+
+def _integer(*, at_least: int, unit: str, at_most: int | None = None) -> Check:
+    bound = f"of at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+
+    def check(name: str, value: Any) -> int:
+        right = isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+        if not right or (at_most is not None and value > at_most):
+            raise InvalidSetting(name, value, f"a whole number of {unit} {bound}")
+        return int(value)
+
+    return check
+
+
+def _optional(check: Check) -> Check:
+    def optional(name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            return check(name, value)
+        except InvalidSetting as error:
+            raise InvalidSetting(name, value, f"None or {error.expected}") from None
+
+    return optional
+
+
+def _one_of(*choices: str) -> Check:
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            raise InvalidSetting(name, value, " or ".join(repr(choice) for choice in choices))
+        return str(value)
+
+    return check
+
+
+def _event_name(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or re.search(r"[\r\n\0]", value):
+        raise InvalidSetting(name, value, "an event name: a non-empty string of one line without NUL")
+    return value
+
+
+def _patterns(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable) or not all(isinstance(pattern, str) for pattern in value):
+        raise InvalidSetting(name, value, 'a list of glob patterns, such as ["news", "public/*"]')
+    return tuple(value)
+
+
+SECONDS: Final = _number(above=0, unit="seconds")
+SECONDS_OR_NONE: Final = _optional(SECONDS)
+MILLISECONDS_OR_NONE: Final = _optional(_integer(at_least=0, at_most=MAX_RETRY_MS, unit="milliseconds"))
+
+
+def _setting(default: Any, check: Check) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
+class Settings:
+    """The settings of one app, each read from `app.config` under its name in capitals with `SSE_` before it.
+
+    Attributes:
+        keepalive_interval: Seconds of silence after which a keepalive comment is written; above 0. Sent up to a fifth earlier,
+            so that many streams don't all send theirs at once.
+        stream_timeout: Seconds that a stream may live without `heartbeat`; None for no limit.
+        open_timeout: Seconds that the response headers wait for a generator's first event; at least 0.
+        max_age: Seconds after which a stream ends cleanly, so that its client reconnects; None for no limit.
+        retry: Milliseconds that a client waits before it reconnects, told to it when its stream opens; None says nothing.
+        send_timeout: Seconds that a client may leave what was sent to it unread before its stream is cut; above 0.
+        max_event_bytes: Bytes that one encoded event may have; at least 1024.
+        run_bytes: Bytes of events that are kept for one run: those that `negotiate=True` collects into one JSON array.
+        max_streams: Streams that one worker keeps open; None for the soft limit of open files less 64.
+        refuse: What a client gets that is over a limit: `"status"` for 503 with `Retry-After`, `"retry"` for an empty stream that
+            tells it to come back (a browser's EventSource gives up for good on any status but 200).
+        drain_seconds: Seconds over which a worker that stops spreads the ends of its streams; above 0, and below gunicorn's
+            `graceful_timeout`.
+        broker_url: What carries events from publishers to streams: `"auto"` or `"memory://"`, both within this process.
+        history: Events that each channel keeps for clients that come back; at least 8.
+        history_seconds: Seconds that it keeps them.
+        history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
+        max_streams_per_client: Streams that one client, by its address or by `sse.client_key`, may have open in a worker.
+        max_channels_per_stream: Channels that one subscription may name.
+        slow_client: What becomes of a client that falls behind its channel's history: `"disconnect"`, so that it reconnects and
+            replays, or `"latest"`, a reset event and the newest.
+        open_event: The name of the event that opens a subscription and carries its position; None for an id without an event.
+        reset_event: The name of the event that tells a client that something is gone.
+        end_event: The name of the event that ends a channel, unless the channel has its own.
+        error_event: The name of the event that tells a client of an error.
+        public_channels: Glob patterns of the channels that the blueprint's routes serve to anyone.
+
+    Source:
+        Which proxies cut idle streams, and after how long, is what the keepalive's default goes by: 29 s is the shortest.
+    """
+
+    keepalive_interval: float = _setting(15.0, SECONDS)
+    stream_timeout: float | None = _setting(None, SECONDS_OR_NONE)
+    open_timeout: float = _setting(0.5, _number(at_least=0, unit="seconds"))
+    max_age: float | None = _setting(None, SECONDS_OR_NONE)
+    retry: int | None = _setting(None, MILLISECONDS_OR_NONE)
+    send_timeout: float = _setting(30.0, SECONDS)
+    max_event_bytes: int = _setting(1024 * 1024, _integer(at_least=1024, unit="bytes"))
+    run_bytes: int = _setting(16 * 1024 * 1024, _integer(at_least=1024, unit="bytes"))
+    max_streams: int | None = _setting(None, _optional(_integer(at_least=1, unit="streams")))
+    refuse: str = _setting("status", _one_of("status", "retry"))
+    drain_seconds: float = _setting(5.0, SECONDS)
+    broker_url: str = _setting("auto", _one_of("auto", "memory://"))
+    history: int = _setting(256, _integer(at_least=8, unit="events"))
+    history_seconds: float = _setting(300.0, SECONDS)
+    history_bytes: int = _setting(64 * 1024 * 1024, _integer(at_least=64 * 1024, unit="bytes"))
+    max_streams_per_client: int | None = _setting(None, _optional(_integer(at_least=1, unit="streams")))
+    max_channels_per_stream: int = _setting(32, _integer(at_least=1, unit="channels"))
+    slow_client: str = _setting("disconnect", _one_of("disconnect", "latest"))
+    open_event: str | None = _setting("stream-open", _optional(_event_name))
+    reset_event: str = _setting("stream-reset", _event_name)
+    end_event: str = _setting("stream-end", _event_name)
+    error_event: str = _setting("error", _event_name)
+    public_channels: tuple[str, ...] = _setting((), _patterns)
+
+    @classmethod
+    def check(cls, name: str, value: Any) -> Any:
+        """A value for the setting `name` (without its prefix), checked.
+
+        Raises:
+            InvalidSetting: It can't have this value.
+        """
+        (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
+        return field.metadata["check"](name, value)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Reads and checks the settings.
+
+        Args:
+            config: An app's configuration; names that aren't settings of ours are left alone.
+
+        Returns:
+            The settings, with defaults for those that aren't in `config`.
+
+        Raises:
+            InvalidSetting: One has a value that it can't have; its name and what would be right are in the message.
+        """
+        values = {}
+        for field in dataclasses.fields(cls):
+            name = f"SSE_{field.name.upper()}"
+            if name in config:
+                values[field.name] = field.metadata["check"](name, config[name])
+        settings = cls(**values)
+        in_use.add(settings)
+        return settings
+
+
+#: The settings of every app of this process, for checks that concern the whole server (its graceful time-out).
+in_use: Final[weakref.WeakSet[Settings]] = weakref.WeakSet()
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "the app's setting"
+
+
+#: An option that was not given: the app's setting counts. `None` is a value of its own: no limit.
+UNSET: Final[Any] = _Unset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What one view, or one response, sets for its streams; each that isn't given is the app's setting.
+
+    Attributes:
+        keepalive: As `SSE_KEEPALIVE_INTERVAL`, in seconds.
+        timeout: As `SSE_STREAM_TIMEOUT`, in seconds; None for no limit.
+        retry: As `SSE_RETRY`, in milliseconds; None says nothing.
+        max_age: As `SSE_MAX_AGE`, in seconds; None for no limit.
+        lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
+            and ends with a `complete` or an error event.
+        negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
+        g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
+
+    Raises:
+        InvalidSetting: An option has a value that it can't have.
+    """
+
+    keepalive: float = UNSET
+    timeout: float | None = UNSET
+    retry: int | None = UNSET
+    max_age: float | None = UNSET
+    lifecycle: bool | Mapping[str, Any] = False
+    negotiate: bool = False
+    g: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks = {"keepalive": SECONDS, "timeout": SECONDS_OR_NONE, "retry": MILLISECONDS_OR_NONE, "max_age": SECONDS_OR_NONE}
+        for name, check in checks.items():
+            if getattr(self, name) is not UNSET:
+                check(name, getattr(self, name))
+        if not isinstance(self.lifecycle, bool | Mapping):
+            raise InvalidSetting("lifecycle", self.lifecycle, "True, False or a mapping that the start event carries")
+        if not isinstance(self.negotiate, bool):
+            raise InvalidSetting("negotiate", self.negotiate, "True or False")
+        names: Any = self.g
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise InvalidSetting("g", self.g, 'a tuple of names, such as ("user",)')
+
+    def resolved(self, settings: Settings) -> StreamOptions:
+        """These options, with the app's settings where none was given."""
+        return dataclasses.replace(
+            self,
+            keepalive=settings.keepalive_interval if self.keepalive is UNSET else self.keepalive,
+            timeout=settings.stream_timeout if self.timeout is UNSET else self.timeout,
+            retry=settings.retry if self.retry is UNSET else self.retry,
+            max_age=settings.max_age if self.max_age is UNSET else self.max_age,
+        )

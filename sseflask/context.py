@@ -1,0 +1,145 @@
+"""The request context that a generator runs in: a copy of the view's that outlives it."""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import io
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from flask import Flask, Response, g
+from flask.ctx import AppContext, RequestContext
+from flask.globals import request_ctx
+from flask.signals import appcontext_tearing_down, request_tearing_down
+from werkzeug.datastructures import EnvironHeaders, MultiDict
+
+log = logging.getLogger("sseflask.stream")
+
+T = TypeVar("T")
+
+
+class GeneratorContext:
+    """What a generator sees of its request: form, files, arguments, session, `current_app`, `url_for`.
+
+    It holds neither the view's request nor its `environ`, on which the server's socket and parser hang. `g` is fresh; the context
+    variables of other libraries are as they were in the view.
+    """
+
+    def __init__(self, context: RequestContext, names: Iterable[str]) -> None:
+        """Takes over from the view's context, which must be active; `capture` finds it.
+
+        The request's body is parsed here, within the app's limits, since nobody can read it later; its files are the generator's
+        from here on, and stay open until its context ends.
+
+        Args:
+            context: The view's.
+            names: Attributes of `g` whose values the generator's `g` gets.
+
+        Raises:
+            RequestEntityTooLarge: The body is larger than the app allows.
+        """
+        self.app: Flask = context.app
+        self._g = {name: getattr(g, name) for name in names if name in g}
+        self._variables = [
+            (variable, value)
+            for variable, value in contextvars.copy_context().items()
+            if not isinstance(value, AppContext | RequestContext)
+        ]
+        request = context.request
+        request.get_data(cache=True, parse_form_data=True)
+        own = copy.copy(request)
+        own.environ = _without_server_objects(request.environ)
+        own.__dict__["headers"] = EnvironHeaders(own.environ)
+        own.__dict__["stream"] = io.BytesIO()
+        # The view's context closes the files that its request knows.
+        if "files" in request.__dict__:
+            request.__dict__["files"] = MultiDict()
+        self._context = context.copy()
+        self._context.request = own
+        # As when the view's context ends: the session as it is then has been saved with the response.
+        self._session = self._context._session
+
+    @classmethod
+    def capture(cls, names: Iterable[str] = ()) -> GeneratorContext | None:
+        """Takes over from the active request context; None where there is none."""
+        return cls(request_ctx._get_current_object(), names) if request_ctx else None  # type: ignore[attr-defined]
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Calls a function in this context, and tears the context down. Once only.
+
+        What teardown functions raise is logged: they may expect what the view's `g` held, and those after them must run too.
+        """
+        return contextvars.Context().run(self._run, function)
+
+    def _run(self, function: Callable[[], T]) -> T:
+        for variable, value in self._variables:
+            variable.set(value)
+        self._variables = []
+        error: BaseException | None = None
+        try:
+            if self._session is not None:
+                self._session.modified = False
+            self._context.push()
+            for name, value in self._g.items():
+                setattr(g, name, value)
+            return function()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._tear_down(error)
+            # The contexts know the variables that bind them: without this they would wait for the garbage collector.
+            for variable in contextvars.copy_context():
+                variable.set(None)
+
+    def answer(self, error: Exception) -> Response:
+        """What the app's error handlers make of an error; called in this context.
+
+        Raises:
+            Exception: The app lets errors propagate, as it does in debug mode and in tests.
+        """
+        try:
+            return self.app.finalize_request(self.app.handle_user_exception(error))
+        except Exception as unhandled:
+            return self.app.handle_exception(unhandled)
+
+    def save_session(self, response: Response) -> None:
+        """Saves what the generator has changed in the session since the view; called in this context, before the headers go out."""
+        if self._session is not None and self._session.modified:
+            self.app.session_interface.save_session(self.app, self._session, response)
+
+    def release(self) -> None:
+        """Runs the app context's teardown functions, so that pooled connections go back; called in this context."""
+        for function in reversed(self.app.teardown_appcontext_funcs):
+            self._call(function, None)
+
+    def _tear_down(self, error: BaseException | None) -> None:
+        app, request = self.app, self._context.request
+        for name in itertools.chain(request.blueprints, (None,)):
+            for function in reversed(app.teardown_request_funcs.get(name, ())):
+                self._call(function, error)
+        self._call(lambda exc: request_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
+        self._call(lambda exc: request.close(), error)
+        for function in reversed(app.teardown_appcontext_funcs):
+            self._call(function, error)
+        self._call(lambda exc: appcontext_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
+
+    def _call(self, function: Callable[[BaseException | None], Any], error: BaseException | None) -> None:
+        try:
+            self.app.ensure_sync(function)(error)
+        except Exception:
+            log.exception(
+                "a teardown function failed after a stream; it may expect what the view's g held, which the generator's doesn't"
+            )
+
+
+def _without_server_objects(environ: dict[str, Any]) -> dict[str, Any]:
+    """The request's facts, and what middlewares have added; not the server's socket, body and callbacks."""
+    server = ("gunicorn.", "werkzeug.", "sseflask.", "wsgi.input", "wsgi.file_wrapper", "wsgi.early_hints")
+    kept = {key: value for key, value in environ.items() if not key.startswith(server)}
+    kept["wsgi.input"] = io.BytesIO()
+    kept["wsgi.input_terminated"] = True
+    return kept

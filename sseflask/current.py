@@ -1,0 +1,46 @@
+"""The stream whose generator is running: `current_stream`, and `heartbeat`."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import Final
+
+from werkzeug.local import LocalProxy
+
+from .errors import NoActiveStream
+from .stream import Stream
+
+#: The stream whose generator runs here.
+active: Final[contextvars.ContextVar[Stream]] = contextvars.ContextVar("sseflask.active_stream")
+
+
+def active_stream() -> Stream:
+    """The stream whose generator calls this, from however deep.
+
+    Raises:
+        NoActiveStream: It isn't called from inside a stream's generator.
+    """
+    try:
+        return active.get()
+    except LookupError:
+        raise NoActiveStream("this works only inside the generator of an event stream") from None
+
+
+#: The stream whose generator runs here; false where there is none.
+current_stream: Stream = LocalProxy(active_stream)  # type: ignore[assignment]
+
+
+def heartbeat(seconds: float = 10) -> bool:
+    """Puts the deadline of the current stream off, to `seconds` from now.
+
+    Args:
+        seconds: Above 0, and at most the stream's time-out.
+
+    Returns:
+        False, with nothing changed, when the stream has no time-out, or `seconds` isn't in those bounds.
+
+    Raises:
+        NoActiveStream: It isn't called from inside a stream's generator.
+        StreamClosed: The stream has ended; raised once.
+    """
+    return active_stream().heartbeat(seconds)

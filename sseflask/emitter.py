@@ -1,0 +1,186 @@
+"""The event emitter: the registry of a process's channels, who listens to them, and in what order they hear."""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from . import native
+from .event import ServerSentEvent
+
+log = logging.getLogger("sseflask.emitter")
+
+Listener = Callable[[ServerSentEvent], Any]
+
+
+class Subscriber(Protocol):
+    """A stream that reads channels' logs."""
+
+    def pump(self, now: float) -> None:
+        """Gives the client what lies after the stream's cursor, if it takes anything.
+
+        Args:
+            now: The monotonic second.
+        """
+
+    def is_behind(self, seq: int, now: float) -> bool:
+        """Whether it hasn't got as far as entry `seq`, though its client reads."""
+
+
+class Channel:
+    """Who listens to one channel in this process.
+
+    Attributes:
+        name: The channel's.
+        listeners: Functions, each with whether it is called only once.
+        subscribers: Streams, in the order in which they came.
+        is_due: Whether a waker has it in line.
+        unpaced: Entries published since it was last seen to that no stream falls behind for want of a chance to run.
+    """
+
+    __slots__ = ("is_due", "listeners", "name", "subscribers", "unpaced")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.listeners: list[tuple[Listener, bool]] = []
+        self.subscribers: dict[Subscriber, None] = {}
+        self.is_due = False
+        self.unpaced = 0
+
+
+class EventEmitter:
+    """Calls the listeners of a channel with each of its events, in the order in which they were emitted.
+
+    Any native thread or greenlet may call any of its methods. A listener runs where the event was emitted, outside every lock;
+    while one runs, events that others emit wait for their turn, and the emitting call returns. What a listener raises is logged and
+    stops nobody else.
+
+    A channel exists from its first use until nobody listens to it any more and its history has expired.
+    """
+
+    def __init__(self, history: Callable[[], Iterable[str]] = tuple) -> None:
+        """Makes an empty registry.
+
+        Args:
+            history: Names the channels that have a history; called under the lock.
+        """
+        self.lock = native.lock()
+        self._history = history
+        self._channels: dict[str, Channel] = {}
+        self._queue: collections.deque[tuple[str, ServerSentEvent]] = collections.deque()
+        self._is_flushing = False
+
+    def on(self, channel: str, listener: Listener) -> Listener:
+        """Calls `listener` with each event of the channel from now on. Returns it."""
+        return self._add(channel, listener, once=False)
+
+    def once(self, channel: str, listener: Listener) -> Listener:
+        """Calls `listener` with the next event of the channel, and never again. Returns it."""
+        return self._add(channel, listener, once=True)
+
+    def off(self, channel: str, listener: Listener) -> bool:
+        """Calls `listener` no more. Returns whether it was listening to the channel; each call takes back one `on` or `once`."""
+        with self.lock:
+            found = self._channels.get(channel)
+            for index, (other, _) in enumerate(found.listeners if found is not None else ()):
+                if found is not None and other == listener:
+                    # A new list: one that is being called from stays as it is.
+                    found.listeners = found.listeners[:index] + found.listeners[index + 1 :]
+                    self._drop_if_unused(found)
+                    return True
+        return False
+
+    def emit(self, channel: str, event: ServerSentEvent) -> None:
+        """Calls the channel's listeners in this process; `sse.publish` is what reaches clients, and these."""
+        with self.lock:
+            self.enqueue(channel, lambda: event)
+        self.flush()
+
+    def listeners(self, channel: str) -> list[Listener]:
+        """The functions that listen to a channel, in the order in which they are called."""
+        found = self._channels.get(channel)
+        return [listener for listener, _ in found.listeners] if found is not None else []
+
+    def channels(self) -> list[str]:
+        """The channels that somebody in this process listens to, or whose history it keeps."""
+        with self.lock:
+            return list(dict.fromkeys([*self._channels, *self._history()]))
+
+    # What brokers and streams use.
+
+    def find(self, channel: str) -> Channel | None:
+        """Who listens to a channel; None if nobody does."""
+        return self._channels.get(channel)
+
+    def subscribe(self, channel: str, subscriber: Subscriber) -> bool:
+        """Adds a stream; called under the lock. Returns whether it is the channel's first."""
+        found = self._channels.get(channel)
+        if found is None:
+            found = self._channels[channel] = Channel(channel)
+        is_first = not found.subscribers
+        found.subscribers[subscriber] = None
+        return is_first
+
+    def unsubscribe(self, channel: str, subscriber: Subscriber) -> bool:
+        """Removes a stream; called under the lock. Returns whether it was the channel's last."""
+        found = self._channels.get(channel)
+        if found is None or subscriber not in found.subscribers:
+            return False
+        del found.subscribers[subscriber]
+        self._drop_if_unused(found)
+        return not found.subscribers
+
+    def enqueue(self, channel: str, make_event: Callable[[], ServerSentEvent]) -> None:
+        """Puts an event in line for the listeners; called under the lock, in the order of the log. `flush` follows outside it."""
+        found = self._channels.get(channel)
+        if found is not None and found.listeners:
+            self._queue.append((channel, make_event()))
+
+    def flush(self) -> None:
+        """Calls the listeners of all events in line, unless a call further out, or another thread, is doing so."""
+        while self._queue:
+            with self.lock:
+                if self._is_flushing or not self._queue:
+                    return
+                self._is_flushing = True
+                channel, event = self._queue.popleft()
+                listeners = self._taken(channel)
+            try:
+                for listener in listeners:
+                    _call(listener, channel, event)
+            finally:
+                self._is_flushing = False
+
+    def _add(self, channel: str, listener: Listener, *, once: bool) -> Listener:
+        if not callable(listener):
+            raise TypeError(f"a listener is a function of one event, not {listener!r}")
+        with self.lock:
+            found = self._channels.get(channel)
+            if found is None:
+                found = self._channels[channel] = Channel(channel)
+            found.listeners = [*found.listeners, (listener, once)]
+        return listener
+
+    def _taken(self, channel: str) -> list[Listener]:
+        """The listeners to call now; those of `once` are taken from the list."""
+        found = self._channels.get(channel)
+        if found is None:
+            return []
+        listeners = [listener for listener, _ in found.listeners]
+        if any(once for _, once in found.listeners):
+            found.listeners = [(listener, once) for listener, once in found.listeners if not once]
+            self._drop_if_unused(found)
+        return listeners
+
+    def _drop_if_unused(self, channel: Channel) -> None:
+        if not channel.listeners and not channel.subscribers:
+            self._channels.pop(channel.name, None)
+
+
+def _call(listener: Listener, channel: str, event: ServerSentEvent) -> None:
+    try:
+        listener(event)
+    except Exception:
+        log.exception("a listener on the channel %r failed", channel)

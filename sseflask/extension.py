@@ -1,0 +1,497 @@
+"""`SSE`, the extension: a Blueprint that installs everything when it is registered."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, ParamSpec, overload
+
+from flask import Blueprint, Flask, Response, current_app, has_app_context, has_request_context, request
+from flask.sansio.app import App
+
+from . import auth, process, signals, views
+from .auth import Authorize
+from .brokers import Broker, MemoryBroker
+from .channel import Channel, checked_event, checked_name
+from .config import SECONDS, UNSET, Settings, StreamOptions
+from .current import heartbeat
+from .emitter import EventEmitter, Listener
+from .errors import AlreadyInstalled, BrokerUnavailable, InvalidEvent, InvalidSetting, InvalidSubscription
+from .event import ServerSentEvent, to_event
+from .producer import release
+from .response import EventSourceResponse, SubscriptionResponse, last_event_id
+from .stream import is_final_id
+from .subscription import Filter, Selection, Snapshot
+
+P = ParamSpec("P")
+
+#: The key of `app.extensions` under which an app's installation is found.
+KEY: Final = "sse"
+
+
+class Installation:
+    """What an app has of sseflask: `app.extensions["sse"]`.
+
+    Attributes:
+        sse: The extension that was installed.
+        settings: The app's settings, as they were when it was.
+    """
+
+    def __init__(self, sse: SSE, settings: Settings) -> None:
+        self.sse = sse
+        self.settings = settings
+        self._brokers: dict[int, Broker] = {}
+
+    @property
+    def broker(self) -> Broker:
+        """The app's broker in this process, made at first use.
+
+        Raises:
+            BrokerUnavailable: Other processes serve the app too, and nothing joins them.
+        """
+        pid = os.getpid()
+        broker = self._brokers.get(pid)
+        if broker is None:
+            broker = self._brokers.setdefault(pid, self._make_broker())
+            # Those that were there before it: added once, by whoever comes first.
+            for name, listener in self.sse.listeners:
+                broker.emitter.on(name, listener)
+        return broker
+
+    @property
+    def broker_in_use(self) -> Broker | None:
+        """The app's broker in this process, if it has been used."""
+        return self._brokers.get(os.getpid())
+
+    def _make_broker(self) -> Broker:
+        settings, here = self.settings, process.current()
+        if settings.broker_url == "auto" and (here.workers > 1 or (has_request_context() and request.environ["wsgi.multiprocess"])):
+            raise BrokerUnavailable(
+                "several processes serve this app, and an event published in one would not reach the streams of the others: "
+                "run one worker, or set SSE_BROKER_URL to memory:// if each is to have channels of its own"
+            )
+        return MemoryBroker(
+            here.waker,
+            here.timer.call_every_second,
+            history=settings.history,
+            history_seconds=settings.history_seconds,
+            history_bytes=settings.history_bytes,
+        )
+
+
+class SSE(Blueprint):
+    """Server-Sent Events for Flask apps.
+
+    It holds no app and no state of one: the same object serves several, and app factories. Register it as a Blueprint, last, so
+    that its routes and settings are installed: `app.register_blueprint(sse, url_prefix="/events")`. `SSE(app)` and `init_app`
+    install it without routes.
+    """
+
+    def __init__(self, app: Flask | None = None, *, name: str = "sse", **options: Any) -> None:
+        """Makes the extension.
+
+        Args:
+            app: An app to install it on at once, without routes.
+            name: The Blueprint's name, for endpoints.
+            options: What `flask.Blueprint` takes besides.
+
+        Raises:
+            InvalidSetting: The app's configuration has a wrong value.
+        """
+        super().__init__(name, __name__, **options)
+        self.find_authorization: Authorize | None = None
+        self.find_client_key: Callable[[], object] | None = None
+        self.listeners: list[tuple[str, Listener]] = []
+        self._installed: list[weakref.ref[Flask]] = []
+        views.install(self)
+        if app is not None:
+            self.init_app(app)
+
+    def register(self, app: App, options: dict[str, Any]) -> None:
+        """Registers the routes and installs the extension; `app.register_blueprint` calls it.
+
+        Raises:
+            InvalidSetting: There is no `url_prefix`, or the app's configuration has a wrong value.
+            AlreadyInstalled: The app has another `SSE`.
+        """
+        prefix = options.get("url_prefix")
+        if prefix is None:
+            prefix = self.url_prefix
+        if prefix is None or not prefix.strip("/"):
+            # A channel's name may be any path: without a prefix the routes would swallow the site's.
+            raise InvalidSetting("url_prefix", prefix, 'a path of its own for the event streams, such as "/events"')
+        assert isinstance(app, Flask)
+        self.init_app(app)
+        super().register(app, options)
+
+    def init_app(self, app: Flask) -> None:
+        """Installs the extension on an app, without routes. A second call does nothing.
+
+        Args:
+            app: One whose configuration is complete: the settings are read here, once.
+
+        Raises:
+            InvalidSetting: The app's configuration has a wrong value.
+            AlreadyInstalled: The app has another `SSE`.
+        """
+        installed = app.extensions.get(KEY)
+        if installed is None:
+            app.extensions[KEY] = Installation(self, Settings.from_config(app.config))
+            self._installed.append(weakref.ref(app))
+            auth.redact_access_logs()
+            for kind, answer in views.ANSWERS.items():
+                if kind not in app.error_handler_spec[None][None]:
+                    app.register_error_handler(kind, answer)
+        elif installed.sse is not self:
+            raise AlreadyInstalled(f"{app!r} has an SSE already: one object serves all its streams, use that one")
+
+    @overload
+    def stream(self, view: Callable[P, Any], /) -> Callable[P, Any]: ...
+
+    @overload
+    def stream(
+        self,
+        /,
+        *,
+        keepalive: float = ...,
+        timeout: float | None = ...,
+        retry: int | None = ...,
+        max_age: float | None = ...,
+        lifecycle: bool | Mapping[str, Any] = ...,
+        negotiate: bool = ...,
+        g: tuple[str, ...] = ...,
+    ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
+
+    def stream(
+        self,
+        view: Callable[P, Any] | None = None,
+        /,
+        *,
+        keepalive: float = UNSET,
+        timeout: float | None = UNSET,
+        retry: int | None = UNSET,
+        max_age: float | None = UNSET,
+        lifecycle: bool | Mapping[str, Any] = False,
+        negotiate: bool = False,
+        g: tuple[str, ...] = (),
+    ) -> Any:
+        """Makes an event stream of what a view yields; used as `@sse.stream` or `@sse.stream(timeout=60)`, below the route.
+
+        A generator or iterator that the view returns is streamed, and so is one that comes with a status or headers in a tuple; any
+        other result is what it would be without this.
+
+        Args:
+            view: A generator function, or a function that returns an iterator.
+            keepalive: Seconds of silence after which a keepalive comment is written.
+            timeout: Seconds that the stream may live without `heartbeat`; None for no limit.
+            retry: Milliseconds that the client waits before it reconnects; None says nothing.
+            max_age: Seconds after which the stream ends cleanly, so that its client reconnects; None for no limit.
+            lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
+                and ends with a `complete` event (the generator's return value is its `result`) or an error event. A client that
+                comes back after that gets 204, which stops a browser's EventSource.
+            negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
+            g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
+
+        Raises:
+            InvalidSetting: An option has a value that it can't have.
+            TypeError: The view is an asynchronous generator function.
+        """
+        options = StreamOptions(
+            keepalive=keepalive,
+            timeout=timeout,
+            retry=retry,
+            max_age=max_age,
+            lifecycle=lifecycle,
+            negotiate=negotiate,
+            g=tuple_of(g),
+        )
+        decorate = functools.partial(_streaming, options=options)
+        return decorate(view) if view is not None else decorate
+
+    # Channels.
+
+    def publish(
+        self,
+        data: Any,
+        *,
+        event: str | None = None,
+        type: str | None = None,
+        id: str | None = None,
+        retry: int | None = None,
+        channel: str = "sse",
+        token: str | None = None,
+    ) -> str:
+        """Publishes an event to a channel. Returns when the broker has it.
+
+        Works in views, background greenlets and native threads, and outside any app context when one app has this extension.
+
+        Args:
+            data: A `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
+            event: The event's name.
+            type: The same, as Flask-SSE has it.
+            id: An id of your own, 1 to 256 bytes; without one the event gets the broker's, by which clients resume exactly.
+            retry: Milliseconds that clients wait before they reconnect.
+            channel: The channel's name, 1 to 200 bytes.
+            token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
+
+        Returns:
+            The event's id.
+
+        Raises:
+            InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidChannel: The channel can't have this name.
+            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
+        if event is not None and type is not None and event != type:
+            raise InvalidEvent("event", event, f"type= is another name for it and says {type!r}: give one of them")
+        named = to_event(data, event=event if event is not None else type, id=id, retry=retry)
+        return self._publish(checked_name(channel), named, token=token)
+
+    def channel(self, name: str, *, event: str | None = None, end_event: str | None = None, history: int | None = None) -> Channel:
+        """A handle for one channel.
+
+        Args:
+            name: The channel's name, 1 to 200 bytes.
+            event: The name of the events that it publishes, unless they bring their own.
+            end_event: The name of the event that ends it; `SSE_END_EVENT` without one.
+            history: Events that it keeps, at least 8; `SSE_HISTORY` without it.
+
+        Raises:
+            InvalidChannel: The channel can't have this name.
+            InvalidEvent: An event can't have this name.
+            InvalidSetting: `history` is no such number.
+        """
+        for field in (event, end_event):
+            if field is not None:
+                ServerSentEvent("", event=field)
+        if history is not None:
+            Settings.check("history", history)
+        ended = end_event if end_event is not None else self.settings.end_event
+        broker = self._app_installation
+        return Channel(checked_name(name), lambda: broker().broker, self._publish, event=event, end_event=ended, history=history)
+
+    def on(self, channel: str) -> Callable[[Listener], Listener]:
+        """Decorates a listener: it is called in this process with each event of the channel, in order, by who publishes it.
+
+        Raises:
+            InvalidChannel: The channel can't have this name.
+        """
+        name = checked_name(channel)
+
+        def listen(listener: Listener) -> Listener:
+            self.listeners.append((name, listener))
+            for app in self._apps():
+                # A broker that is made later finds the listener then.
+                if (broker := app.extensions[KEY].broker_in_use) is not None:
+                    broker.emitter.on(name, listener)
+            return listener
+
+        return listen
+
+    @property
+    def emitter(self) -> EventEmitter:
+        """The registry of this process's channels, of the current app or the only one."""
+        return self._app_installation().broker.emitter
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the current app, or of the only one."""
+        return self._app_installation().settings
+
+    def subscribe(
+        self,
+        *channels: str,
+        snapshot: Snapshot | None = None,
+        filter: Filter | None = None,
+        event: str | Iterable[str] | None = None,
+        keepalive: float = UNSET,
+        timeout: float | None = UNSET,
+        retry: int | None = UNSET,
+        max_age: float | None = UNSET,
+    ) -> Response:
+        """A response with the live events of channels, in the order in which they were published.
+
+        It begins with the open event, whose id is the client's position. A client that comes back with `Last-Event-ID` gets what it
+        missed, or a reset event that says that something is gone.
+
+        Args:
+            channels: Their names.
+            snapshot: Called when the position is taken, with it if it takes an argument; the events that it gives (one, or several)
+                come first. What is published meanwhile follows, so it may repeat what they show. It runs again after a reset.
+            filter: Called with each event; the client gets those for which it is true. It must not wait.
+            event: The name, or names, of the events that the client gets; `"message"` stands for events without one.
+            keepalive: Seconds of silence after which a keepalive comment is written.
+            timeout: Seconds that the stream may live; None for no limit.
+            retry: Milliseconds that the client waits before it reconnects.
+            max_age: Seconds after which the stream ends cleanly, so that its client reconnects.
+
+        Returns:
+            The response; 204 for a client that comes back to what has ended.
+
+        Raises:
+            InvalidChannel: A channel can't have this name.
+            InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
+            InvalidSetting: An option has a value that it can't have.
+        """
+        names = tuple(dict.fromkeys(checked_name(channel) for channel in channels))
+        events = None if event is None else frozenset([event] if isinstance(event, str) else event)
+        options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
+        return self.open_subscription(names, snapshot=snapshot, filter=filter, events=events, options=options)
+
+    def open_subscription(
+        self,
+        channels: tuple[str, ...],
+        *,
+        snapshot: Snapshot | None = None,
+        filter: Filter | None = None,
+        events: frozenset[str] | None = None,
+        options: StreamOptions | None = None,
+        expires_in: float | None = None,
+    ) -> Response:
+        """What `subscribe` and the routes have in common: names that are checked, and a token's end."""
+        installation = self._app_installation()
+        most = installation.settings.max_channels_per_stream
+        if not 1 <= len(channels) <= most:
+            raise InvalidSubscription(f"a stream has 1 to {most} channels (SSE_MAX_CHANNELS_PER_STREAM), not {len(channels)}")
+        if has_request_context() and is_final_id(last_event_id()):
+            return Response(status=204)
+        return SubscriptionResponse(
+            installation.broker,
+            Selection(channels, filter, events),
+            options if options is not None else StreamOptions(),
+            installation.settings,
+            snapshot=snapshot,
+            expires_in=expires_in,
+        )
+
+    # Who may.
+
+    def authorize(self, rule: Authorize) -> Authorize:
+        """Decorates the app's rule for the blueprint's routes: `(action, channel) -> bool`.
+
+        It is called in the request's context; actions are `"subscribe"`, `"publish"` and `"inspect"`. Without one, only the
+        channels of `SSE_PUBLIC_CHANNELS` can be subscribed to, and nothing can be published, but with a token.
+        """
+        self.find_authorization = rule
+        return rule
+
+    def client_key(self, find: Callable[[], object]) -> Callable[[], object]:
+        """Decorates a function that says who the client of the current request is, for `SSE_MAX_STREAMS_PER_CLIENT`."""
+        self.find_client_key = find
+        return find
+
+    def sign(self, *channels: str, action: str = "subscribe", expires_in: float = 3600) -> str:
+        """A token that lets its holder use channels through the blueprint's routes, for clients that can't set headers.
+
+        It is presented as `?token=`, `Authorization: Bearer` or the cookie `sse_token`. When it expires, streams that it opened end
+        with the error event `token_expired`.
+
+        Args:
+            channels: Their names, or glob patterns.
+            action: `"subscribe"` or `"publish"`.
+            expires_in: Seconds for which it counts; above 0.
+
+        Raises:
+            InvalidSubscription: No channel was given.
+            InvalidSetting: There is no such action, or the time isn't above 0.
+            RuntimeError: The app has no secret key.
+        """
+        if not channels:
+            raise InvalidSubscription("name the channels that the token is for")
+        if action not in auth.ACTIONS:
+            raise InvalidSetting("action", action, " or ".join(repr(known) for known in auth.ACTIONS))
+        SECONDS("expires_in", expires_in)
+        names = tuple(checked_name(channel) for channel in channels)
+        return auth.sign(self._app(), auth.Token(names, action, time.time() + expires_in))
+
+    # Inside a stream.
+
+    def heartbeat(self, seconds: float = 10) -> bool:
+        """Puts the deadline of the current stream off; see `sseflask.heartbeat`."""
+        return heartbeat(seconds)
+
+    def release(self) -> None:
+        """Gives back what the generator's app context holds, pooled database connections above all, and lets the stream go on.
+
+        It runs the app context's teardown functions; what is used after it is acquired anew.
+
+        Raises:
+            NoActiveStream: It isn't called from inside a stream's generator.
+        """
+        release()
+
+    def stats(self) -> dict[str, Any]:
+        """What this process has open and has counted.
+
+        Returns:
+            `streams`, `streams_opened`, `streams_closed` by reason, `streams_refused`, `streams_stuck`, `events_sent`,
+            `bytes_sent`, `resets`, `slow_clients`, `draining`, `lag_seconds` and `max_lag_seconds` (how late this process's timer
+            woke), all of the process; `channels`, `subscriptions` and `events_published` of the current app, or the only one.
+        """
+        broker = self._app_installation().broker_in_use
+        found = [broker.emitter.find(name) for name in broker.emitter.channels()] if broker is not None else []
+        return {
+            **process.current().stats(),
+            "channels": len(found),
+            "subscriptions": sum(len(channel.subscribers) for channel in found if channel is not None),
+            "events_published": broker.published if broker is not None else 0,
+        }
+
+    def _publish(
+        self, channel: str, event: ServerSentEvent, *, token: str | None = None, history: int | None = None, is_end: bool = False
+    ) -> str:
+        app = self._app()
+        installation: Installation = app.extensions[KEY]
+        checked_event(event, installation.settings.max_event_bytes)
+        event_id = installation.broker.publish(channel, event, token=token, is_end=is_end, history=history)
+        if signals.event_published.receivers:
+            signals.event_published.send(app, channel=channel, event=event, id=event_id)
+        return event_id
+
+    def _apps(self) -> list[Flask]:
+        return [app for reference in self._installed if (app := reference()) is not None]
+
+    def _app(self) -> Flask:
+        if has_app_context():
+            app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+            if KEY in app.extensions:
+                return app
+        apps = self._apps()
+        if len(apps) != 1:
+            problem = (
+                "it is installed on none" if not apps else f"it is installed on {len(apps)}: enter the context of the one you mean"
+            )
+            raise RuntimeError(f"this SSE can't tell which app is meant: {problem}")
+        return apps[0]
+
+    def _app_installation(self) -> Installation:
+        installation: Installation = self._app().extensions[KEY]
+        return installation
+
+
+def tuple_of(names: Any) -> Any:
+    """A list of names as a tuple; what is no list as it is, for the options to judge."""
+    return tuple(names) if isinstance(names, list | set | frozenset) else names
+
+
+def _streaming(view: Callable[P, Any], *, options: StreamOptions) -> Callable[P, Any]:
+    if inspect.isasyncgenfunction(view):
+        raise TypeError(
+            f"{view.__qualname__} is an asynchronous generator function; @sse.stream takes a plain one (def, not async def)"
+        )
+
+    @functools.wraps(view)
+    def streaming(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if options.lifecycle and is_final_id(last_event_id()):
+            return Response(status=204)
+        result = current_app.ensure_sync(view)(*args, **kwargs)
+        if isinstance(result, tuple) and result and isinstance(result[0], Iterator):
+            return (EventSourceResponse(result[0], options=options), *result[1:])
+        return EventSourceResponse(result, options=options) if isinstance(result, Iterator) else result
+
+    return streaming

@@ -1,0 +1,425 @@
+"""The log of a broker's life: ids, the bounded ring of each channel, reading after a cursor, and knowing what is missing.
+
+No IO, no clock, no lock: time is an argument, and the caller sees to it that one call runs at a time.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import heapq
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from .decoder import EventDecoder
+from .event import ServerSentEvent
+
+_ID: Final = re.compile(r"([0-9a-f]{12})-(0|[1-9][0-9]{0,18})(-end)?")
+
+#: Channels whose last sequence number is remembered after their entries have gone.
+REMEMBERED_CHANNELS: Final = 4096
+#: Bytes of the frames that are joined to one write; a single larger frame is a batch of its own.
+BATCH_BYTES: Final = 128 * 1024
+#: Batches that a ring keeps at the most, each for the clients at one cursor.
+KEPT_BATCHES: Final = 8
+#: Bytes that an entry takes besides its frame, about; counted, so that many small events are bounded too.
+ENTRY_BYTES: Final = 200
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EventId:
+    """A position: what `Last-Event-ID` says.
+
+    Attributes:
+        epoch: Twelve hexadecimal digits that name one unbroken life of a broker's log.
+        seq: The number of an entry, counted over all channels of that life; 0 is before the first.
+        final: Whether the stream that sent it had ended with it, for good.
+    """
+
+    epoch: str
+    seq: int
+    final: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}-end" if self.final else f"{self.epoch}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> EventId | None:
+        """Reads an id of our own form; None for any other text."""
+        match = _ID.fullmatch(text)
+        return cls(match[1], int(match[2]), match[3] is not None) if match else None
+
+
+class Entry:
+    """One event of a channel, encoded once.
+
+    Attributes:
+        seq: Its number in the log.
+        prev: The number of the entry before it in its channel.
+        channel: The channel's name.
+        frame: Its bytes, the id line included.
+        name: The event's name, None for none.
+        user_id: The id that its publisher chose, None for ours.
+        is_end: Whether it closes its channel.
+        at: The second at which it was appended.
+    """
+
+    __slots__ = ("_event", "at", "channel", "frame", "is_end", "name", "prev", "seq", "user_id")
+
+    def __init__(
+        self, seq: int, prev: int, channel: str, frame: bytes, name: str | None, user_id: str | None, is_end: bool, at: float
+    ) -> None:
+        self.seq = seq
+        self.prev = prev
+        self.channel = channel
+        self.frame = frame
+        self.name = name
+        self.user_id = user_id
+        self.is_end = is_end
+        self.at = at
+        self._event: ServerSentEvent | None = None
+
+    @property
+    def event(self) -> ServerSentEvent:
+        """The event, as a client reads it; for filters."""
+        if self._event is None:
+            self._event = EventDecoder(max_event_bytes=len(self.frame)).feed(self.frame)[0]
+        return self._event
+
+    @property
+    def size(self) -> int:
+        """The bytes that it takes, about."""
+        return len(self.frame) + ENTRY_BYTES
+
+    @property
+    def final_frame(self) -> bytes:
+        """Its bytes as the last of a stream, with an id that says so. For an end, whose id is ours and stands in its first line."""
+        return self.frame.replace(b"\n", b"-end\n", 1)
+
+
+class Batch:
+    """What lies after one cursor, joined: the same object for every client that is there.
+
+    Attributes:
+        data: The frames.
+        count: How many they are.
+        prev: The number of the entry before the first; above the cursor, entries between them are gone.
+        last: The number of the last entry, which is the cursor afterwards.
+        is_end: Whether the last entry closes its channel; its id is then a final one.
+    """
+
+    __slots__ = ("_chunk", "count", "data", "is_end", "last", "prev")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        frames = [entry.final_frame if entry.is_end else entry.frame for entry in entries]
+        self.data = frames[0] if len(frames) == 1 else b"".join(frames)
+        self.count = len(entries)
+        self.prev = entries[0].prev
+        self.last = entries[-1].seq
+        self.is_end = entries[-1].is_end
+        self._chunk: bytes | None = None
+
+    @property
+    def chunk(self) -> bytes:
+        """The frames as one HTTP/1.1 chunk, made once."""
+        if self._chunk is None:
+            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+        return self._chunk
+
+
+class ChannelLog:
+    """The ring of one channel: an unbroken chain, in which each entry's `prev` is the number of the one before it.
+
+    Attributes:
+        name: The channel's.
+        last: The number of its last entry ever, or what stands for it where that isn't known; the cursor of who has all.
+        limit: How many entries it keeps.
+        size: The bytes that they take, about.
+        ended: Whether the last entry closed the channel.
+        held: Whether somebody listens: the ring stays then, though it be empty.
+    """
+
+    __slots__ = ("_batches", "ended", "entries", "held", "last", "limit", "name", "size")
+
+    def __init__(self, name: str, last: int, limit: int) -> None:
+        self.name = name
+        self.last = last
+        self.limit = limit
+        self.size = 0
+        self.ended = False
+        self.held = False
+        self.entries: collections.deque[Entry] = collections.deque()
+        self._batches: dict[int, Batch] = {}
+
+    def append(self, entry: Entry) -> None:
+        """Adds an entry; one that doesn't follow the last empties the ring first."""
+        if entry.prev != self.last:
+            self.clear()
+        self.entries.append(entry)
+        self.size += entry.size
+        self.last = entry.seq
+        self.ended = entry.is_end
+        if self._batches:
+            self._batches = {}
+        while len(self.entries) > self.limit:
+            self.drop_first()
+
+    def drop_first(self) -> None:
+        """Forgets the oldest entry."""
+        self.size -= self.entries.popleft().size
+
+    def clear(self) -> None:
+        """Forgets all entries, not that they were there."""
+        self.entries.clear()
+        self.size = 0
+        self._batches = {}
+
+    def misses_after(self, cursor: int) -> bool:
+        """Whether an entry after `cursor` was there and can't be read any more."""
+        if cursor >= self.last:
+            return False
+        for entry in self.entries:
+            if entry.seq > cursor:
+                return entry.prev > cursor
+        return True
+
+    def after(self, cursor: int) -> list[Entry]:
+        """The entries after `cursor`, oldest first."""
+        found: list[Entry] = []
+        for entry in reversed(self.entries):
+            if entry.seq <= cursor:
+                break
+            found.append(entry)
+        found.reverse()
+        return found
+
+    def joined(self, cursor: int) -> Batch | None:
+        """The batch that was last made for `cursor`, if it still holds all; needs no lock."""
+        return self._batches.get(cursor)
+
+    def batch(self, cursor: int) -> Batch | None:
+        """What lies after `cursor`, as much as goes into one write and not beyond an end; None if nothing does."""
+        taken: list[Entry] = []
+        size = 0
+        for entry in self.after(cursor):
+            size += len(entry.frame)
+            if taken and size > BATCH_BYTES:
+                break
+            taken.append(entry)
+            if entry.is_end:
+                break
+        if not taken:
+            return None
+        batch = Batch(taken)
+        if len(self._batches) < KEPT_BATCHES:
+            self._batches[cursor] = batch
+        return batch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resumption:
+    """Where a client goes on.
+
+    Attributes:
+        cursor: The number after which it reads.
+        reset: Why something is gone: `"epoch"`, `"history"` or `"unknown_id"`; None if nothing is.
+    """
+
+    cursor: int
+    reset: str | None = None
+
+
+class Log:
+    """All channels of one life of a broker.
+
+    Attributes:
+        epoch: Names this life.
+        seq: The number of the last entry of any channel; 0 before the first.
+        floor: The highest last number among the channels that were forgotten: one that isn't known may have had entries up to it.
+        size: The bytes that all entries take, about.
+    """
+
+    def __init__(self, epoch: str, *, history: int, history_seconds: float, history_bytes: int) -> None:
+        """Begins a life.
+
+        Args:
+            epoch: Twelve random hexadecimal digits.
+            history: Entries that a channel keeps, unless `limit` says otherwise for it.
+            history_seconds: Seconds that an entry is kept.
+            history_bytes: Bytes that all entries may take; the channels that were published to least recently give way first.
+        """
+        self.epoch = epoch
+        self.seq = 0
+        self.floor = 0
+        self.size = 0
+        self._limit = history
+        self._seconds = history_seconds
+        self._bytes = history_bytes
+        self._channels: dict[str, ChannelLog] = {}
+        # Those that have entries, in the order of their last one: in which they expire and give way.
+        self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
+        self._remembered: collections.OrderedDict[str, int] = collections.OrderedDict()
+        self._id_line = f"id: {epoch}-".encode()
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def __contains__(self, channel: str) -> bool:
+        return channel in self._channels
+
+    def append(
+        self,
+        channel: str,
+        body: bytes,
+        *,
+        now: float,
+        name: str | None = None,
+        user_id: str | None = None,
+        is_end: bool = False,
+        history: int | None = None,
+    ) -> Entry:
+        """Numbers an event and keeps it.
+
+        Args:
+            channel: The channel's name.
+            body: The encoded event: with its id line if the publisher chose an id, else without one.
+            now: The second.
+            name: The event's name.
+            user_id: The id that the publisher chose.
+            is_end: Whether the event closes the channel.
+            history: Entries that the channel keeps from here on, if it differs from the others.
+
+        Returns:
+            The entry.
+        """
+        seq = self.seq + 1
+        log = self._channels.get(channel)
+        if log is None:
+            log = self.channel(channel)
+        frame = b"%b%d\n%b" % (self._id_line, seq, body) if user_id is None else body
+        entry = Entry(seq, log.last, channel, frame, name, user_id, is_end, now)
+        self.seq = seq
+        if history is not None:
+            log.limit = history
+        before = log.size
+        log.append(entry)
+        oldest = now - self._seconds
+        while log.entries[0].at < oldest:
+            log.drop_first()
+        self.size += log.size - before
+        self._filled[channel] = log
+        self._filled.move_to_end(channel)
+        if self.size > self._bytes:
+            self._make_room()
+        return entry
+
+    def channel(self, name: str) -> ChannelLog:
+        """The ring of a channel, made if there is none."""
+        log = self._channels.get(name)
+        if log is None:
+            last = self._remembered.pop(name, self.floor)
+            log = self._channels[name] = ChannelLog(name, last, self._limit)
+        return log
+
+    def find(self, name: str) -> ChannelLog | None:
+        """The ring of a channel; None if there is none."""
+        return self._channels.get(name)
+
+    def names(self) -> list[str]:
+        """The channels that have a ring."""
+        return list(self._channels)
+
+    @property
+    def position(self) -> EventId:
+        """The head: after it lies what is yet to be published."""
+        return EventId(self.epoch, self.seq)
+
+    def resume(self, channels: Iterable[str], last_event_id: str) -> Resumption:
+        """Where a client goes on that says it saw `last_event_id` last.
+
+        After a reset it reads what is retained: of another life or an unknown id all, of this one what lies after its position.
+        """
+        position = EventId.parse(last_event_id)
+        if position is None:
+            found = [entry.seq for entry in self._entries(channels) if entry.user_id == last_event_id]
+            return Resumption(found[0]) if len(found) == 1 else Resumption(0, "unknown_id")
+        if position.epoch != self.epoch or position.seq > self.seq:
+            # A position beyond the head is one of another life too, whatever it calls itself.
+            return Resumption(0, "epoch")
+        missing = any(self.misses_after(channel, position.seq) for channel in channels)
+        return Resumption(position.seq, "history" if missing else None)
+
+    def misses_after(self, channel: str, cursor: int) -> bool:
+        """Whether an entry of the channel after `cursor` was there, or may have been, and can't be read any more."""
+        log = self._channels.get(channel)
+        if log is not None:
+            return log.misses_after(cursor)
+        return cursor < self._remembered.get(channel, self.floor)
+
+    def merged(self, channels: Iterable[str], cursor: int) -> Iterator[Entry]:
+        """The entries of several channels after `cursor`, in the order of publication."""
+        logs = [log for name in channels if (log := self._channels.get(name)) is not None]
+        return heapq.merge(*[log.after(cursor) for log in logs], key=_number)
+
+    def hold(self, channel: str) -> ChannelLog:
+        """The ring of a channel that somebody listens to from here on: it stays until `release`."""
+        log = self.channel(channel)
+        log.held = True
+        return log
+
+    def release(self, channel: str) -> None:
+        """Nobody listens to the channel any more."""
+        if (log := self._channels.get(channel)) is not None:
+            log.held = False
+            if not log.entries:
+                self._forget(log)
+
+    def expire(self, now: float) -> None:
+        """Forgets the entries of channels whose last one is too old."""
+        oldest = now - self._seconds
+        while self._filled:
+            log = next(iter(self._filled.values()))
+            if log.entries[-1].at >= oldest:
+                return
+            self._empty(log)
+
+    def _entries(self, channels: Iterable[str]) -> Iterator[Entry]:
+        for name in dict.fromkeys(channels):
+            if (log := self._channels.get(name)) is not None:
+                yield from log.entries
+
+    def _make_room(self) -> None:
+        while self.size > self._bytes:
+            log = next(iter(self._filled.values()))
+            if len(log.entries) > 1:
+                before = log.size
+                log.drop_first()
+                self.size += log.size - before
+            elif len(self._filled) > 1:
+                self._empty(log)
+            else:
+                # The last entry of all is on its way to its clients.
+                return
+
+    def _empty(self, log: ChannelLog) -> None:
+        self.size -= log.size
+        log.clear()
+        del self._filled[log.name]
+        if not log.held:
+            self._forget(log)
+
+    def _forget(self, log: ChannelLog) -> None:
+        """Drops a ring. That it had entries is remembered, for some channels exactly, for the others by the floor."""
+        del self._channels[log.name]
+        if log.last <= self.floor:
+            return
+        self._remembered[log.name] = log.last
+        self._remembered.move_to_end(log.name)
+        if len(self._remembered) > REMEMBERED_CHANNELS:
+            _, forgotten = self._remembered.popitem(last=False)
+            self.floor = max(self.floor, forgotten)
+
+
+def _number(entry: Entry) -> int:
+    return entry.seq

@@ -1,0 +1,165 @@
+"""What one process has open: its streams, what they counted, and the timer that keeps them."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import resource
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any, Final
+
+from . import native, signals
+from .brokers import Waker
+from .config import Settings
+from .state import CloseReason
+from .stream import Stream, call_all
+from .timer import Timer
+from .waker import ThreadWaker
+
+log = logging.getLogger("sseflask.stream")
+
+#: Files that a worker needs besides its streams' sockets: listeners, logs, databases, requests that are no streams.
+RESERVED_FILES: Final = 64
+
+
+class Process:
+    """The streams of this process. Made at first use in each process, so a fork starts with none.
+
+    Attributes:
+        streams: Those that are open, their producers' `finally` included.
+        draining: Whether the worker is stopping: streams that open now end at once.
+        opened: Streams opened so far.
+        closed: Streams closed so far, by reason.
+        events_sent: Events that the closed streams had sent.
+        bytes_sent: Bytes that the closed streams had sent.
+        refused: Streams that found no room, or a worker that was stopping.
+        counted: Resets told to clients, and clients that were cut or reset because they didn't keep up.
+        stuck: Producers that still ran 10 s after the end of their streams.
+        waker: Tells streams of new entries.
+        workers: Processes that serve the same app beside this one, this one included, as far as known.
+        run: Calls the callbacks of a closed stream. They may wait, which not every place may in which a stream's end is noticed.
+    """
+
+    def __init__(self) -> None:
+        self.streams: set[Stream] = set()
+        self.draining = False
+        self.opened = 0
+        self.closed: collections.Counter[CloseReason] = collections.Counter()
+        self.events_sent = 0
+        self.bytes_sent = 0
+        self.refused = 0
+        self.stuck = 0
+        self.counted: collections.Counter[str] = collections.Counter()
+        self.timer = Timer()
+        self.waker: Waker = ThreadWaker()
+        self.workers = 1
+        self.run: Callable[[list[Callable[[], object]]], object] = call_all
+        self._clients: dict[str, int] = {}
+        self._lock = native.lock()
+
+    def admit(self, stream: Stream, settings: Settings) -> str | None:
+        """Counts a stream in, until it is closed.
+
+        Args:
+            stream: One that is about to begin.
+            settings: With the limits.
+
+        Returns:
+            The name of the limit that leaves no room for it; None if there was room.
+        """
+        limit = settings.max_streams
+        if limit is None:
+            soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            limit = max(soft - RESERVED_FILES, 1)
+        with self._lock:
+            if len(self.streams) >= limit:
+                return "SSE_MAX_STREAMS"
+            if (most := settings.max_streams_per_client) is not None and stream.client is not None:
+                if self._clients.get(stream.client, 0) >= most:
+                    return "SSE_MAX_STREAMS_PER_CLIENT"
+                self._clients[stream.client] = self._clients.get(stream.client, 0) + 1
+            self.streams.add(stream)
+            self.opened += 1
+        stream.keep_with(self)
+        self.timer.schedule(stream)
+        return None
+
+    def schedule(self, stream: Stream) -> None:
+        """Tells the timer that a stream may be due earlier than it was."""
+        self.timer.schedule(stream)
+
+    def count(self, what: str) -> None:
+        """Counts something that happened to a stream."""
+        self.counted[what] += 1
+
+    def report_stuck(self, stream: Stream, stack: str) -> None:
+        """Logs and counts a producer that still runs long after its stream's end."""
+        self.stuck += 1
+        log.warning(
+            "the generator of the stream at %s still runs after its stream ended (%s):\n%s", stream.path, stream.reason, stack
+        )
+
+    def stats(self) -> dict[str, Any]:
+        """This process's streams and counters, as `sse.stats()` shows them."""
+        streams = list(self.streams)
+        return {
+            "streams": len(streams),
+            "streams_opened": self.opened,
+            "streams_closed": {reason.value: count for reason, count in self.closed.items()},
+            "streams_refused": self.refused,
+            "streams_stuck": self.stuck,
+            "events_sent": self.events_sent + sum(stream.events_sent for stream in streams),
+            "bytes_sent": self.bytes_sent + sum(stream.bytes_sent for stream in streams),
+            "resets": self.counted["resets"],
+            "slow_clients": self.counted["slow_clients"],
+            "draining": self.draining,
+            "lag_seconds": self.timer.lag,
+            "max_lag_seconds": self.timer.max_lag,
+        }
+
+    def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
+        """Counts a stream out, logs its end, and calls what waits for it."""
+        reason = stream.reason or CloseReason.COMPLETED
+        with self._lock:
+            self.streams.discard(stream)
+            self.closed[reason] += 1
+            self.events_sent += stream.events_sent
+            self.bytes_sent += stream.bytes_sent
+            if stream.client is not None and (others := self._clients.get(stream.client, 0)):
+                if others > 1:
+                    self._clients[stream.client] = others - 1
+                else:
+                    del self._clients[stream.client]
+        self.timer.schedule(stream)
+        if reason is CloseReason.SLOW:
+            self.counted["slow_clients"] += 1
+        callbacks = [*callbacks, *signals.calls(stream, reason)]
+        if callbacks:
+            self.run(callbacks)
+        log.info(
+            "stream closed path=%s reason=%s seconds=%.3f events=%d bytes=%d id=%s",
+            urllib.parse.quote(stream.path),
+            reason.value,
+            stream.seconds(time.monotonic()),
+            stream.events_sent,
+            stream.bytes_sent,
+            stream.id,
+        )
+
+
+_processes: Final[dict[int, Process]] = {}
+
+
+def current() -> Process:
+    """What this process has open."""
+    pid = os.getpid()
+    process = _processes.get(pid)
+    if process is None:
+        # A forked child has its parent's entry under the parent's id: dropped, with locks that belong there.
+        process = _processes.setdefault(pid, Process())
+        for other in [key for key in _processes if key != pid]:
+            _processes.pop(other, None)
+    return process

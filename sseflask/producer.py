@@ -1,0 +1,251 @@
+"""The producer of a generator's stream: runs the user's generator in a greenlet or thread, and a request context, of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from flask import Response
+
+from .context import GeneratorContext
+from .current import active
+from .errors import InvalidEvent, NoActiveStream, StreamClosed, StreamError
+from .event import encode_item
+from .handoff import Failure, Handoff
+from .state import CloseReason
+from .stream import Stream
+
+log = logging.getLogger("sseflask.stream")
+
+
+class Runner(Protocol):
+    """Runs a producer beside the request."""
+
+    def start(self, producer: GeneratorProducer) -> None:
+        """Begins `producer.run()` in a greenlet or thread."""
+
+    def interrupt(self, producer: GeneratorProducer) -> None:
+        """Raises what `producer.take_interruption()` gives where the generator waits, if that can be done."""
+
+    def give_way(self) -> None:
+        """Lets others run, if this one has run for long."""
+
+    def stack(self) -> str:
+        """Where the producer is, as lines of a traceback."""
+
+
+class ThreadRunner:
+    """Runs a producer in a daemon thread, which can't be interrupted: the generator learns of its end at its next yield.
+
+    Where gevent has patched `threading`, that is a greenlet.
+    """
+
+    __slots__ = ("_thread",)
+
+    def start(self, producer: GeneratorProducer) -> None:
+        """Begins `producer.run()`."""
+        self._thread = threading.Thread(target=producer.run, name="sseflask-stream", daemon=True)
+        self._thread.start()
+
+    def interrupt(self, producer: GeneratorProducer) -> None:
+        """Does nothing."""
+
+    def give_way(self) -> None:
+        """Does nothing: threads take turns by themselves."""
+
+    def stack(self) -> str:
+        """Where the thread is, as lines of a traceback."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else "(unknown)"
+
+
+#: Seconds between two looks at a generator that goes on after its stream has ended.
+DROP_SECONDS: Final = 0.01
+
+
+class GeneratorProducer:
+    """Yields a generator's items to its stream, and ends the stream as the generator ends."""
+
+    __slots__ = ("_before_first", "_context", "_handoff", "_iterator", "_runner", "_running", "stream")
+
+    def __init__(self, stream: Stream, iterator: Iterator[Any], handoff: Handoff, context: GeneratorContext | None) -> None:
+        """Stores what it needs; nothing runs.
+
+        Args:
+            stream: Where the items go.
+            iterator: The user's.
+            handoff: The stream's first sink, which can still turn an error into a response.
+            context: What the generator runs in; None outside a request.
+        """
+        self.stream = stream
+        self._iterator = iterator
+        self._handoff: Handoff | None = handoff
+        self._context = context
+        self._runner: Runner | None = None
+        self._running = False
+        self._before_first: Callable[[], None] | None = None
+
+    def start(self, runner: Runner, response: Response) -> None:
+        """Begins to run.
+
+        Args:
+            runner: What runs it.
+            response: Gets the session's cookie if the generator changes the session before its first event.
+        """
+        self._runner = runner
+        if (context := self._context) is not None:
+            self._before_first = lambda: context.save_session(response)
+        self.stream.start(self)
+        runner.start(self)
+
+    def discard(self) -> None:
+        """Closes a generator that never ran."""
+        _close(self._iterator)
+
+    def interrupt(self) -> None:
+        """Raises the stream's interruption where the generator waits, if that can be done from outside."""
+        if self._runner is not None:
+            self._runner.interrupt(self)
+
+    def resume(self) -> None:
+        """Does nothing: it waits in its own greenlet."""
+
+    def take_interruption(self) -> StreamClosed | None:
+        """What is to be raised in the generator now; None unless it is running and that hasn't been raised."""
+        return self.stream.take_interruption() if self._running else None
+
+    def stack(self) -> str:
+        """Where the generator is, as lines of a traceback."""
+        return self._runner.stack() if self._runner is not None else "(not started)"
+
+    def release(self) -> None:
+        """Runs the app context's teardown in mid-stream."""
+        if self._context is None:
+            raise NoActiveStream("this stream's generator has no app context to release")
+        self._context.release()
+
+    def run(self) -> None:
+        """Runs the generator to its end; the body of the greenlet or thread."""
+        try:
+            if self._context is None:
+                self._produce()
+            else:
+                # What the generator raised is seen to inside; teardown functions get it from here.
+                self._context.run(self._produce)
+        except BaseException as error:
+            if not self.stream.closed:
+                # The contexts themselves could not be made.
+                self._failed(error)
+        finally:
+            self._context = self._before_first = None
+            self.stream.producer_ended()
+
+    def _produce(self) -> None:
+        tokens = active.set(self.stream), _active.set(self)
+        try:
+            self._running = True
+            try:
+                result = self._pump()
+            finally:
+                # From here on it isn't the user's code that would be interrupted.
+                self._running = False
+                _close(self._iterator)
+        except StreamClosed as closed:
+            # The generator let it pass, as it should. One of its own making ends the stream as a return does.
+            if not self.stream.closed:
+                self.stream.complete(closed.reason)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        else:
+            self.stream.complete(result)
+        finally:
+            active.reset(tokens[0])
+            _active.reset(tokens[1])
+
+    def _pump(self) -> Any:
+        """Moves items until the generator returns; what goes wrong with one is raised at its `yield`."""
+        stream, iterator, runner = self.stream, self._iterator, self._runner
+        assert runner is not None
+        problem: BaseException | None = None
+        while True:
+            try:
+                if problem is None:
+                    item = next(iterator)
+                else:
+                    raised, problem = problem, None
+                    item = _throw(iterator, raised)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                if stream.closed:
+                    stream.raise_interruption()
+                    # It goes on all the same: dropped, without taking the processor from others.
+                    time.sleep(DROP_SECONDS)
+                    continue
+                if self._before_first is not None:
+                    before_first, self._before_first = self._before_first, None
+                    before_first()
+                stream.write(encode_item(item))
+                runner.give_way()
+            except (StreamClosed, InvalidEvent, StreamError) as error:
+                problem = error
+
+    def _failed(self, error: BaseException) -> None:
+        stream, handoff = self.stream, self._handoff
+        if stream.closed:
+            log.error("the generator of the stream at %s raised after the stream's end", stream.path, exc_info=error)
+        elif handoff is not None and handoff.claim_failure():
+            failure = self._as_failure(error)
+            stream.end(CloseReason.ERROR)
+            handoff.fail(failure)
+        else:
+            log.error("the generator of the stream at %s raised", stream.path, exc_info=error)
+            stream.fail(error)
+
+    def _as_failure(self, error: BaseException) -> Failure:
+        """An error before the first event goes the way of any view's."""
+        if self._context is None or not isinstance(error, Exception):
+            return Failure(error=error)
+        try:
+            return Failure(response=self._context.answer(error))
+        except Exception as propagated:
+            return Failure(error=propagated)
+
+
+#: The producer whose generator runs here.
+_active: Final[contextvars.ContextVar[GeneratorProducer]] = contextvars.ContextVar("sseflask.active_producer")
+
+
+def release() -> None:
+    """Runs the teardown of the current generator's app context in mid-stream.
+
+    Raises:
+        NoActiveStream: It isn't called from inside a stream's generator.
+    """
+    try:
+        producer = _active.get()
+    except LookupError:
+        raise NoActiveStream("release() works only inside the generator of an event stream") from None
+    producer.release()
+
+
+def _throw(iterator: Iterator[Any], error: BaseException) -> Any:
+    throw = getattr(iterator, "throw", None)
+    if throw is None:
+        raise error
+    return throw(error)
+
+
+def _close(iterator: Iterator[Any]) -> None:
+    close = getattr(iterator, "close", None)
+    if close is not None:
+        with contextlib.suppress(StreamClosed):
+            close()

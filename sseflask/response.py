@@ -1,0 +1,354 @@
+"""`EventSourceResponse`, and the WSGI iterable that opens a stream."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from flask import Flask, Response, current_app, has_app_context, has_request_context, request
+from werkzeug.wsgi import ClosingIterator
+
+from . import process, signals
+from .brokers import Broker
+from .config import UNSET, Settings, StreamOptions
+from .context import GeneratorContext
+from .event import EMPTY_COMMENT, ServerSentEvent, retry_frame
+from .handoff import Collector, Handoff
+from .producer import GeneratorProducer, Runner, ThreadRunner
+from .state import CloseReason
+from .stream import Stream, prelude
+from .subscription import Selection, Snapshot, Subscription, begin
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+#: The key of `environ` under which `StreamWorker` offers to take a stream's socket over.
+HANDOVER: Final = "sseflask.handover"
+
+HEADERS: Final = {
+    # no-transform keeps HAProxy's compression off, X-Accel-Buffering nginx's buffer.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+class Handover(Protocol):
+    """What `StreamWorker` puts into `environ`."""
+
+    def runner(self) -> Runner:
+        """What runs the stream's producer."""
+
+    def offer(self) -> None:
+        """Says that the response about to start is a stream."""
+
+    def take(self, stream: Stream, handoff: Handoff) -> bool:
+        """Takes the client's socket over, if the response that was started allows it. Returns whether it did."""
+
+
+class Source(Protocol):
+    """A producer that hasn't begun."""
+
+    def start(self, runner: Runner, response: Response) -> None:
+        """Begins; `runner` runs what needs a greenlet or thread, `response` has the headers that are yet to be sent."""
+
+    def discard(self) -> None:
+        """It will never begin."""
+
+
+class EventSourceResponse(Response):
+    """A response that streams events.
+
+    `@sse.stream` makes it of what a view yields; a view can also return one itself. Its status and headers go out with the first
+    event, or after `SSE_OPEN_TIMEOUT`; an error before that becomes an ordinary response through the app's error handlers.
+
+    Attributes:
+        event_stream: The stream.
+    """
+
+    default_mimetype = "text/event-stream"
+    # Something that asks for the body's bytes gets an error instead of waiting for the end of a stream.
+    implicit_sequence_conversion = False
+    automatically_set_content_length = False
+
+    def __init__(
+        self,
+        iterable: Iterable[Any],
+        *,
+        headers: Mapping[str, str] | None = None,
+        keepalive: float = UNSET,
+        timeout: float | None = UNSET,
+        retry: int | None = UNSET,
+        max_age: float | None = UNSET,
+        lifecycle: bool | Mapping[str, Any] = False,
+        negotiate: bool = False,
+        g: tuple[str, ...] = (),
+        options: StreamOptions | None = None,
+    ) -> None:
+        """Makes a response; nothing runs before the server iterates it.
+
+        Args:
+            iterable: A generator, or anything iterable, of `ServerSentEvent`, `str`, `bytes` or what JSON can express.
+            headers: Headers of the response besides those of an event stream.
+            keepalive: Seconds of silence after which a keepalive comment is written.
+            timeout: Seconds that the stream may live without `heartbeat`; None for no limit.
+            retry: Milliseconds that the client waits before it reconnects; None says nothing.
+            max_age: Seconds after which the stream ends cleanly; None for no limit.
+            lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
+                and ends with a `complete` event (the generator's return value is its `result`) or an error event.
+            negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
+            g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
+            options: All of these as one value, instead.
+
+        Raises:
+            InvalidSetting: An option has a value that it can't have.
+            TypeError: `iterable` can't be iterated.
+            RequestEntityTooLarge: The request's body, which is parsed here, is larger than the app allows.
+        """
+        if options is None:
+            options = StreamOptions(
+                keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age, lifecycle=lifecycle, negotiate=negotiate, g=g
+            )
+        settings = settings_of(_app())
+        options = options.resolved(settings)
+        collects = options.negotiate and _wants_json()
+        self._begin(
+            lambda stream, handoff: GeneratorProducer(stream, iter(iterable), handoff, GeneratorContext.capture(options.g)),
+            Collector(settings.run_bytes) if collects else Handoff(),
+            options,
+            settings,
+            open_timeout=None if collects else settings.open_timeout,
+            headers=headers,
+        )
+        if collects:
+            self.mimetype = "application/json"
+        if options.negotiate:
+            self.vary.add("Accept")
+
+    def _begin(
+        self,
+        make_producer: Callable[[Stream, Handoff], Source],
+        handoff: Handoff,
+        options: StreamOptions,
+        settings: Settings,
+        *,
+        open_timeout: float | None,
+        headers: Mapping[str, str] | None,
+        first: bytes = b"",
+    ) -> None:
+        """Makes the stream and what it goes through; options are resolved, `first` comes before what is produced."""
+        has_request = has_request_context()
+        self.event_stream = stream = Stream(
+            handoff,
+            options,
+            settings,
+            app=_app(),
+            path=request.path if has_request else "",
+            last_event_id=last_event_id() if has_request else None,
+            client=_client() if has_request and settings.max_streams_per_client is not None else None,
+        )
+        first = prelude(stream, options) + first
+        stream.bytes_sent = len(first)
+        handoff.bind(first, stream.resume, stream.sink_ended)
+        self._body = EventIterable(self, make_producer(stream, handoff), stream, handoff, settings, open_timeout=open_timeout)
+        super().__init__(self._body, headers={**HEADERS, **(headers or {})})
+
+    def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
+        """Calls a function when the stream is closed; under `StreamWorker`, long after the server is done with the response."""
+        return self.event_stream.on_close(func)
+
+    def close(self) -> None:
+        """Ends the stream if it was never opened."""
+        self._body.close()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """The response as a WSGI application; `start_response` is called when the iterable is first asked for bytes."""
+        if environ["REQUEST_METHOD"] == "HEAD" or self.response is not self._body or self.status_code in (204, 304):
+            # Only the headers are wanted, or something has wrapped the body and iterates it as any other.
+            return super().__call__(environ, start_response)
+        return self._body.bound(environ, start_response)
+
+
+class EventIterable(Iterator[bytes]):
+    """The WSGI iterable of one stream: opens it, and then, unless a worker takes the socket over, is its way to the client."""
+
+    def __init__(
+        self,
+        response: EventSourceResponse,
+        producer: Source,
+        stream: Stream,
+        handoff: Handoff,
+        settings: Settings,
+        *,
+        open_timeout: float | None,
+    ) -> None:
+        self._response: EventSourceResponse | None = response
+        self._producer: Source | None = producer
+        self._stream = stream
+        self._handoff = handoff
+        self._settings = settings
+        self._open_timeout = open_timeout
+        self._environ: WSGIEnvironment | None = None
+        self._start_response: StartResponse | None = None
+        self._taken_over = False
+        self._instead: Iterator[bytes] | None = None
+
+    def bound(self, environ: WSGIEnvironment, start_response: StartResponse) -> EventIterable:
+        """Itself, knowing what to call when the stream opens."""
+        self._environ = environ
+        self._start_response = start_response
+        return self
+
+    def __next__(self) -> bytes:
+        if self._response is not None:
+            first = self._open(self._response)
+            if first is not None:
+                return first
+        if self._instead is not None:
+            return next(self._instead)
+        if self._taken_over:
+            raise StopIteration
+        data = self._handoff.take()
+        if data is None:
+            raise StopIteration
+        return data
+
+    def close(self) -> None:
+        """The server is done: with a stream that was taken over, or at the end, or because the client has gone."""
+        if self._taken_over:
+            return
+        if self._producer is not None:
+            self._producer.discard()
+            self._stream.discard(CloseReason.DISCARDED)
+        elif self._instead is not None:
+            close = getattr(self._instead, "close", None)
+            if close is not None:
+                close()
+        self._stream.sink_ended()
+        self._response = self._producer = None
+
+    def _open(self, response: EventSourceResponse) -> bytes | None:
+        """Starts the producer and waits for what the response is to be. Returns the first bytes, if there are any yet."""
+        environ, start_response, producer = self._environ or {}, self._start_response, self._producer
+        assert producer is not None
+        self._response = self._producer = self._environ = self._start_response = None
+        handover: Handover | None = environ.get(HANDOVER)
+        here = process.current()
+        limit = "the worker is stopping" if here.draining else here.admit(self._stream, self._settings)
+        if limit is not None:
+            here.refused += 1
+            producer.discard()
+            self._stream.discard(CloseReason.REFUSED)
+            self._answer(self._refusal(limit, draining=here.draining), environ, start_response)
+            return None
+        producer.start(handover.runner() if handover is not None else ThreadRunner(), response)
+        failure = self._handoff.open(self._open_timeout)
+        if failure is not None:
+            if failure.response is None:
+                raise failure.error or RuntimeError("a stream failed before it opened")
+            self._answer(failure.response, environ, start_response)
+            return None
+        self._stream.open()
+        if self._stream.app is not None:
+            signals.stream_opened.send(self._stream.app, stream=self._stream)
+        if start_response is not None:
+            if handover is not None:
+                handover.offer()
+            _, status, headers = response.get_wsgi_response(environ)
+            start_response(status, headers)
+            if handover is not None and handover.take(self._stream, self._handoff):
+                self._taken_over = True
+                return None
+        if self._handoff.is_silent:
+            # Many servers hold the headers back until the first bytes.
+            return EMPTY_COMMENT
+        return self._handoff.take()
+
+    def _answer(self, response: Response, environ: WSGIEnvironment, start_response: StartResponse | None) -> None:
+        if start_response is None:
+            raise RuntimeError(f"the stream could not open: {response.status}")
+        self._instead = iter(ClosingIterator(response(environ, start_response)))
+
+    def _refusal(self, limit: str, *, draining: bool) -> Response:
+        """What a client gets for which there is no room now."""
+        seconds = random.uniform(1, 3) if draining else random.uniform(2, 10)
+        if self._settings.refuse == "retry" or draining:
+            frames = ServerSentEvent(comment=f"refused: {limit}").encode() + retry_frame(int(seconds * 1000))
+            return Response(frames, mimetype="text/event-stream", headers=HEADERS)
+        body = json.dumps({"error": "too many streams are open", "limit": limit})
+        status = 429 if limit == "SSE_MAX_STREAMS_PER_CLIENT" else 503
+        return Response(body, status, mimetype="application/json", headers={"Retry-After": str(int(seconds) + 1)})
+
+
+def settings_of(app: Flask | None) -> Settings:
+    """The settings of an app, those of its installed `SSE` where it has one; the defaults outside any app."""
+    if app is None:
+        return Settings()
+    installed = app.extensions.get("sse")
+    return installed.settings if installed is not None else Settings.from_config(app.config)
+
+
+def last_event_id() -> str | None:
+    """The id that the client of the current request says it saw last: the header, else a query argument; None without either."""
+    raw = request.environ.get("HTTP_LAST_EVENT_ID")
+    if raw is not None:
+        # Browsers send the id's UTF-8 bytes, which WSGI shows as Latin-1.
+        return str(raw).encode("latin-1", "replace").decode("utf-8", "replace") or None
+    return request.args.get("lastEventId") or request.args.get("last_event_id") or None
+
+
+class SubscriptionResponse(EventSourceResponse):
+    """A response that streams the live events of channels."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        selection: Selection,
+        options: StreamOptions,
+        settings: Settings,
+        *,
+        snapshot: Snapshot | None = None,
+        expires_in: float | None = None,
+    ) -> None:
+        """Takes the position, and runs the snapshot; the stream listens from when the server iterates the response.
+
+        Args:
+            broker: The app's.
+            selection: What is asked for.
+            options: The stream's.
+            settings: The app's.
+            snapshot: Gives the events that show the state of things.
+            expires_in: Seconds until the stream ends because its token expires; None for never.
+        """
+        beginning = begin(broker, selection.channels, last_event_id() if has_request_context() else None, snapshot, settings)
+        self._begin(
+            lambda stream, handoff: Subscription(broker, selection, beginning, settings, stream, has_snapshot=snapshot is not None),
+            Handoff(),
+            options.resolved(settings),
+            settings,
+            open_timeout=0.0,
+            headers=None,
+            first=beginning.frames,
+        )
+        if expires_in is not None:
+            self.event_stream.expire_in(expires_in)
+
+
+def _app() -> Flask | None:
+    return current_app._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]
+
+
+def _client() -> str | None:
+    """Who the client is: what the app's `sse.client_key` says, else its address; None for a unix socket's."""
+    installed = current_app.extensions.get("sse")
+    find = installed.sse.find_client_key if installed is not None else None
+    key = request.remote_addr if find is None else find()
+    return str(key) if key else None
+
+
+def _wants_json() -> bool:
+    if not has_request_context():
+        return False
+    accepted = request.accept_mimetypes
+    return accepted.quality("application/json") > 0 and accepted.quality("text/event-stream") == 0

@@ -1,0 +1,127 @@
+"""Where a stream is in its life, why it ended, and what it expects of those it is joined to."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from .log import Batch
+    from .stream import Stream
+
+
+class StreamState(enum.Enum):
+    """Where a stream is in its life."""
+
+    OPENING = "opening"
+    """The response headers haven't been sent."""
+    LIVE = "live"
+    """The client gets events."""
+    DRAINING = "draining"
+    """Its end is decided: the last bytes are on their way, the producer may still be in its `finally`."""
+    CLOSED = "closed"
+    """The client's side and the producer have both ended."""
+
+
+#: Every change of state that there is.
+TRANSITIONS: Final = {
+    StreamState.OPENING: {StreamState.LIVE, StreamState.DRAINING},
+    StreamState.LIVE: {StreamState.DRAINING},
+    StreamState.DRAINING: {StreamState.CLOSED},
+    StreamState.CLOSED: set[StreamState](),
+}
+
+
+class CloseReason(enum.StrEnum):
+    """Why a stream ended."""
+
+    COMPLETED = "completed"
+    """Its generator returned."""
+    ERROR = "error"
+    """Its generator raised."""
+    DISCONNECTED = "disconnected"
+    """The client hung up, or its connection was lost."""
+    LOST = "lost"
+    """Nothing that was sent was acknowledged for `SSE_SEND_TIMEOUT`: the client has vanished, or has long ceased to read."""
+    TIMEOUT = "timeout"
+    """Its deadline passed."""
+    MAX_AGE = "max_age"
+    """It lived for `SSE_MAX_AGE`."""
+    SLOW = "slow"
+    """The client left what was sent to it unread for `SSE_SEND_TIMEOUT`."""
+    SHUTDOWN = "shutdown"
+    """The worker is stopping."""
+    EXPIRED = "expired"
+    """The token that allowed it has expired."""
+    REFUSED = "refused"
+    """A limit was reached, or the worker was stopping before it opened."""
+    DISCARDED = "discarded"
+    """Its response was never sent: a HEAD request, or one that something else answered."""
+
+
+class Part(enum.Flag):
+    """What must have ended before a stream is closed."""
+
+    NONE = 0
+    SINK = enum.auto()
+    PRODUCER = enum.auto()
+
+
+class Sink(Protocol):
+    """Takes the bytes of one stream to its client.
+
+    It calls `Stream.sink_ended` once: when the last bytes have gone out, or the client has.
+
+    Attributes:
+        blocked_since: The monotonic second since when the client hasn't taken what was written; None while it keeps up.
+    """
+
+    blocked_since: float | None
+
+    def write(self, data: bytes) -> bool:
+        """Hands over whole frames, without waiting. Returns whether more may follow before `wait`."""
+
+    def write_batch(self, batch: Batch) -> bool:
+        """As `write`, for frames that many clients get."""
+
+    def wait(self) -> None:
+        """Waits until the client has taken what was written, or the sink has ended."""
+
+    def finish(self, last: bytes) -> None:
+        """Ends cleanly after what was written and `last`; nothing written later is taken."""
+
+    def abort(self) -> None:
+        """Ends now; what the client hasn't taken is dropped."""
+
+
+class Producer(Protocol):
+    """Makes the events of one stream, in a greenlet or thread of its own.
+
+    It calls `Stream.producer_ended` once.
+    """
+
+    def interrupt(self) -> None:
+        """Raises the stream's interruption where the producer waits, if that can be done from outside."""
+
+    def resume(self) -> None:
+        """The sink takes bytes again, or it is another one."""
+
+    def stack(self) -> str:
+        """Where the producer is, as lines of a traceback."""
+
+
+class Keeper(Protocol):
+    """Calls `Stream.tick` when a stream is due."""
+
+    def schedule(self, stream: Stream) -> None:
+        """The stream may have become due earlier than it was, or is closed."""
+
+    def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
+        """The stream is closed; calls what waits for that."""
+
+    def count(self, what: str) -> None:
+        """Something happened to a stream that is counted: `"resets"`, `"slow_clients"`."""
+
+    def report_stuck(self, stream: Stream, stack: str) -> None:
+        """The stream's producer still runs `STUCK_SECONDS` after its end; it is at `stack`."""

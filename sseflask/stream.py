@@ -1,0 +1,510 @@
+"""A stream: what joins a producer of events to the sink that takes them to one client.
+
+Keepalives, deadlines, ages, limits and counters belong to the stream and are the same whatever produces and whatever takes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from flask import Flask
+
+from . import native
+from .config import Settings, StreamOptions
+from .errors import InvalidEvent, StreamClosed, StreamError, StreamTimeout
+from .event import KEEPALIVE, ServerSentEvent, retry_frame, to_event
+from .log import EventId
+from .state import TRANSITIONS, CloseReason, Keeper, Part, Producer, Sink, StreamState
+
+log = logging.getLogger("sseflask.stream")
+
+
+#: A producer that still runs this many seconds after the end of its stream is reported with its stack.
+STUCK_SECONDS: Final = 10.0
+
+
+def is_final_id(event_id: str | None) -> bool:
+    """Whether an id is that of the last event of a finished stream, so that a reconnect with it is answered by 204."""
+    position = EventId.parse(event_id) if event_id is not None else None
+    return position is not None and position.final
+
+
+class Stream:
+    """One client's stream of events; inside its generator, `current_stream`.
+
+    Attributes:
+        id: Twelve hexadecimal digits, at random; in the log and in the `start` event.
+        app: The app; None outside any.
+        client: Who the client is, for the limit of streams per client; None where that isn't known.
+        path: The path of the request, without its query.
+        last_event_id: The id that the client says it saw last; None if it says none.
+        events_sent: Events handed to the sink.
+        bytes_sent: Bytes of the response's body handed to the sink, without framing and keepalives.
+        reason: Why it ended; None until its end is decided.
+        slot: The timer's: where on its wheel the stream is.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_deadline",
+        "_ends_at",
+        "_expires_at",
+        "_final",
+        "_interruption",
+        "_keeper",
+        "_last_write",
+        "_lock",
+        "_opened",
+        "_parts",
+        "_producer",
+        "_settings",
+        "_silence",
+        "_sink",
+        "_started",
+        "_state",
+        "_timeout",
+        "app",
+        "bytes_sent",
+        "client",
+        "events_sent",
+        "id",
+        "last_event_id",
+        "path",
+        "reason",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        sink: Sink,
+        options: StreamOptions,
+        settings: Settings,
+        *,
+        app: Flask | None,
+        path: str,
+        last_event_id: str | None,
+        client: str | None = None,
+    ) -> None:
+        """Makes a stream that hasn't begun.
+
+        Args:
+            sink: Where its bytes go first; `attach` changes it.
+            options: Resolved against `settings`.
+            settings: Those of the app.
+            app: The app; None outside any.
+            path: The path of the request, without its query.
+            last_event_id: What the client says it saw last.
+            client: Who the client is, for the limit of streams per client; None where that isn't known.
+        """
+        self.id = secrets.token_hex(6)
+        self.app = app
+        self.client = client
+        self.path = path
+        self.last_event_id = last_event_id
+        self.events_sent = 0
+        self.bytes_sent = 0
+        self.reason: CloseReason | None = None
+        self._settings = settings
+        self._sink = sink
+        self._producer: Producer | None = None
+        self._parts = Part.SINK
+        self._state = StreamState.OPENING
+        self._lock = native.lock()
+        self._callbacks: list[Callable[[], object]] | None = None
+        self._interruption: StreamClosed | None = None
+        self._timeout = options.timeout
+        self._final = bool(options.lifecycle)
+        # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
+        self._silence = options.keepalive * random.uniform(0.8, 1.0)
+        self._opened = time.time()
+        self._started = self._last_write = now = time.monotonic()
+        self._deadline = None if options.timeout is None else now + options.timeout
+        self._ends_at = None if options.max_age is None else now + options.max_age
+        self._expires_at: float | None = None
+        self._keeper: Keeper | None = None
+        self.slot = 0
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.id} {self.path!r} {self._state.value}>"
+
+    # What a generator uses, as `current_stream`.
+
+    @property
+    def opened_at(self) -> datetime.datetime:
+        """When the stream began, with the time zone UTC."""
+        return datetime.datetime.fromtimestamp(self._opened, datetime.UTC)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream's end is decided: nothing sent any more reaches the client."""
+        return self._state in (StreamState.DRAINING, StreamState.CLOSED)
+
+    @property
+    def state(self) -> StreamState:
+        """Where the stream is in its life."""
+        return self._state
+
+    def send(self, data: object = None, *, event: str | None = None, id: str | None = None, retry: int | None = None) -> None:
+        """Sends an event now, in order with what is yielded; for code that can't yield itself.
+
+        Waits while the client doesn't keep up, for at most `SSE_SEND_TIMEOUT`.
+
+        Args:
+            data: As for a yielded value: a `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
+            event: The event's name.
+            id: The event's id.
+            retry: Milliseconds that the client is to wait before it reconnects.
+
+        Raises:
+            InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
+            StreamClosed: The stream has ended; raised once, later events are dropped.
+        """
+        self.write(to_event(data, event=event, id=id, retry=retry).encode())
+
+    def heartbeat(self, seconds: float = 10) -> bool:
+        """Puts the stream's deadline off, to `seconds` from now.
+
+        Args:
+            seconds: Above 0, and at most the stream's time-out.
+
+        Returns:
+            False, with nothing changed, when the stream has no time-out, or `seconds` isn't in those bounds.
+
+        Raises:
+            StreamClosed: The stream has ended; raised once.
+        """
+        if self.closed:
+            self.raise_interruption()
+            return False
+        if self._timeout is None or not 0 < seconds <= self._timeout:
+            return False
+        self._deadline = time.monotonic() + seconds
+        self._schedule()
+        return True
+
+    def on_close(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Calls `callback` once, without arguments, when the stream is closed; at once if it is already. Returns it.
+
+        What it raises is logged.
+        """
+        with self._lock:
+            if self._state is not StreamState.CLOSED:
+                self._callbacks = [*(self._callbacks or ()), callback]
+                return callback
+        call_all([callback])
+        return callback
+
+    # What the producer uses.
+
+    def expire_in(self, seconds: float) -> None:
+        """Ends the stream that long from now, with the error event `token_expired`."""
+        self._expires_at = time.monotonic() + seconds
+        self._schedule()
+
+    def start(self, producer: Producer) -> None:
+        """Binds the producer that now begins to run; its deadline and age count from here."""
+        self._producer = producer
+        self._parts |= Part.PRODUCER
+        delay = time.monotonic() - self._started
+        self._started += delay
+        self._last_write += delay
+        if self._deadline is not None:
+            self._deadline += delay
+        if self._ends_at is not None:
+            self._ends_at += delay
+
+    def write(self, frame: bytes) -> None:
+        """Hands one encoded event to the sink, and waits while the client doesn't keep up.
+
+        Raises:
+            InvalidEvent: The frame is larger than `SSE_MAX_EVENT_BYTES`.
+            StreamClosed: The stream has ended; raised once, later frames are dropped.
+        """
+        if len(frame) > self._settings.max_event_bytes:
+            problem = f"the event has {len(frame)} bytes, SSE_MAX_EVENT_BYTES allows {self._settings.max_event_bytes}"
+            raise InvalidEvent("data", frame[:60], problem)
+        if self.closed:
+            self.raise_interruption()
+            return
+        self.events_sent += 1
+        self.bytes_sent += len(frame)
+        self._last_write = time.monotonic()
+        if not self._sink.write(frame):
+            self._schedule()
+            self._sink.wait()
+        self._raise_if_ended()
+
+    def complete(self, result: object) -> None:
+        """Ends the stream because its generator returned `result`."""
+        last = b""
+        if self._final:
+            try:
+                last = ServerSentEvent({"result": result, "timestamp": timestamp()}, event="complete", id=self._final_id()).encode()
+            except InvalidEvent as error:
+                log.exception("the result of the stream at %s can't be sent", self.path)
+                self.fail(error)
+                return
+        self.end(CloseReason.COMPLETED, last)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the stream because its generator raised; the client gets the error event."""
+        self.end(CloseReason.ERROR, self._error_frame(error))
+
+    def take_interruption(self) -> StreamClosed | None:
+        """What is to be raised in the producer because the stream has ended; None once it has been taken."""
+        with self._lock:
+            interruption, self._interruption = self._interruption, None
+        return interruption
+
+    def raise_interruption(self) -> None:
+        """Raises what ended the stream, once.
+
+        Raises:
+            StreamClosed: The stream has ended.
+        """
+        if (interruption := self.take_interruption()) is not None:
+            raise interruption
+
+    def producer_ended(self) -> None:
+        """The producer has ended, its contexts too."""
+        self._part_ended(Part.PRODUCER)
+
+    # What the sink, the timer and the worker use.
+
+    @property
+    def sink(self) -> Sink:
+        """Where the stream's bytes go now."""
+        return self._sink
+
+    @property
+    def send_timeout(self) -> float:
+        """Seconds that the client may leave what was sent to it unread."""
+        return self._settings.send_timeout
+
+    def attach(self, sink: Sink) -> None:
+        """Changes the sink; what the first one still held is the caller's to move, before `resume`."""
+        self._sink = sink
+
+    def resume(self) -> None:
+        """The sink takes bytes again, or it is another one: the producer may go on."""
+        producer = self._producer
+        if producer is not None:
+            producer.resume()
+
+    def was_reset(self) -> None:
+        """Counts that its client was told that something is gone."""
+        if self._keeper is not None:
+            self._keeper.count("resets")
+
+    def sent(self, events: int, size: int, now: float) -> None:
+        """Counts what a producer has written to the sink by itself."""
+        self.events_sent += events
+        self.bytes_sent += size
+        self._last_write = now
+
+    def open(self) -> None:
+        """The response headers are on their way."""
+        with self._lock:
+            if self._state is StreamState.OPENING:
+                self._change(StreamState.LIVE)
+
+    def end(self, reason: CloseReason, last: bytes = b"", interruption: StreamClosed | None = None) -> bool:
+        """Decides the stream's end. The first call counts; later ones change nothing.
+
+        Args:
+            reason: Why.
+            last: Frames that the client still gets, after all that was written.
+            interruption: What is raised, once, in the producer.
+
+        Returns:
+            Whether this call decided it.
+        """
+        with self._lock:
+            if self.closed:
+                return False
+            self._change(StreamState.DRAINING)
+            self.reason = reason
+            if Part.PRODUCER in self._parts:
+                self._interruption = interruption
+        self._last_write = time.monotonic()
+        if reason in (CloseReason.DISCONNECTED, CloseReason.LOST, CloseReason.SLOW):
+            self._sink.abort()
+        else:
+            self.bytes_sent += len(last)
+            self._sink.finish(last)
+        if interruption is not None and self._producer is not None:
+            self._producer.interrupt()
+        self._schedule()
+        return True
+
+    def drain(self) -> None:
+        """Ends the stream because the worker stops; its client is told to come back after a jittered time."""
+        base = self._settings.retry if self._settings.retry is not None else 2000
+        self.end(CloseReason.SHUTDOWN, retry_frame(int(base * random.uniform(0.5, 1.5))), StreamClosed(CloseReason.SHUTDOWN))
+
+    def discard(self, reason: CloseReason) -> None:
+        """Ends a stream whose producer never began, without a word to the client."""
+        if self.end(reason):
+            self.sink_ended()
+
+    def sink_ended(self, reason: CloseReason = CloseReason.DISCONNECTED) -> None:
+        """The sink has sent its last byte, or lost its client, for this reason."""
+        if not self.closed:
+            self.end(reason, interruption=StreamClosed(reason))
+        self._part_ended(Part.SINK)
+
+    def keep_with(self, keeper: Keeper) -> None:
+        """Says who calls `tick`."""
+        self._keeper = keeper
+
+    def seconds(self, now: float) -> float:
+        """How long the stream has lived at the monotonic second `now`."""
+        return now - self._started
+
+    def due(self) -> float | None:
+        """The monotonic second at which `tick` has something to do; None once the stream is closed."""
+        if self._state is StreamState.CLOSED:
+            return None
+        blocked = self._sink.blocked_since
+        if self._state is StreamState.DRAINING:
+            dues = [self._last_write + STUCK_SECONDS]
+        else:
+            dues = [self._last_write + self._silence]
+            if self._deadline is not None:
+                dues.append(self._deadline)
+            if self._ends_at is not None:
+                dues.append(self._ends_at)
+            if self._expires_at is not None:
+                dues.append(self._expires_at)
+        if blocked is not None:
+            dues.append(blocked + self._settings.send_timeout)
+        return min(dues)
+
+    def tick(self, now: float) -> float | None:
+        """Does what is due: a keepalive, the end of a late, old or slow stream, a word on a stuck producer.
+
+        Args:
+            now: The monotonic second.
+
+        Returns:
+            When it is due again; None once the stream is closed.
+        """
+        if self._state is StreamState.DRAINING:
+            self._tick_draining(now)
+        elif self._state is not StreamState.CLOSED and not self._is_ended_at(now):
+            self._keep_alive(now)
+        return self.due()
+
+    # The rest is the stream's own.
+
+    def _is_ended_at(self, now: float) -> bool:
+        """Ends the stream if its time is up. Returns whether it was."""
+        blocked = self._sink.blocked_since
+        if self._deadline is not None and now >= self._deadline:
+            error = StreamTimeout(self._timeout or 0)
+            return self.end(CloseReason.TIMEOUT, self._error_frame(error), error)
+        if self._expires_at is not None and now >= self._expires_at:
+            problem = StreamError("the token that allowed this stream has expired", error_type="token_expired")
+            return self.end(CloseReason.EXPIRED, self._error_frame(problem), StreamClosed(CloseReason.EXPIRED))
+        if self._ends_at is not None and now >= self._ends_at:
+            return self.end(CloseReason.MAX_AGE, interruption=StreamClosed(CloseReason.MAX_AGE))
+        if blocked is not None and now >= blocked + self._settings.send_timeout:
+            return self.end(CloseReason.SLOW, interruption=StreamClosed(CloseReason.SLOW))
+        return False
+
+    def _keep_alive(self, now: float) -> None:
+        if self._sink.blocked_since is None and now >= self._last_write + self._silence:
+            self._last_write = now
+            if self._state is StreamState.LIVE:
+                self._sink.write(KEEPALIVE)
+
+    def _tick_draining(self, now: float) -> None:
+        blocked = self._sink.blocked_since
+        if blocked is not None and now >= blocked + self._settings.send_timeout:
+            self._sink.abort()
+        elif now >= self._last_write + STUCK_SECONDS:
+            self._last_write = math.inf
+            if self._keeper is not None and self._producer is not None:
+                self._keeper.report_stuck(self, self._producer.stack())
+
+    def _raise_if_ended(self) -> None:
+        if self.closed:
+            self.raise_interruption()
+
+    def _schedule(self) -> None:
+        if self._keeper is not None:
+            self._keeper.schedule(self)
+
+    def _change(self, state: StreamState) -> None:
+        assert state in TRANSITIONS[self._state], f"{self._state} -> {state}"
+        self._state = state
+
+    def _part_ended(self, part: Part) -> None:
+        with self._lock:
+            self._parts &= ~part
+            if self._parts or self._state is not StreamState.DRAINING:
+                return
+            self._change(StreamState.CLOSED)
+            callbacks, self._callbacks = self._callbacks, None
+            keeper, self._keeper = self._keeper, None
+            # The producer knows the stream: without this the pair would wait for the garbage collector.
+            self._producer = None
+        if keeper is not None:
+            keeper.stream_closed(self, callbacks or [])
+        else:
+            call_all(callbacks or [])
+
+    def _error_frame(self, error: BaseException) -> bytes:
+        final_id = self._final_id() if self._final else None
+        return ServerSentEvent(
+            error_data(error, debug=self.app is not None and self.app.debug), event=self._settings.error_event, id=final_id
+        ).encode()
+
+    def _final_id(self) -> str:
+        return str(EventId(self.id, self.events_sent + 1, final=True))
+
+
+def prelude(stream: Stream, options: StreamOptions) -> bytes:
+    """What comes before a stream's first event: the reconnection time, and the `start` event of a stream with a lifecycle."""
+    frames = b"" if options.retry is None else retry_frame(options.retry)
+    if options.lifecycle:
+        added = {} if isinstance(options.lifecycle, bool) else options.lifecycle
+        frames += ServerSentEvent({"stream": stream.id, "timestamp": timestamp(), **added}, event="start").encode()
+    return frames
+
+
+def timestamp() -> str:
+    """The time as in ISO 8601, in UTC and to the millisecond: what `new Date(…)` reads."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def error_data(error: BaseException, *, debug: bool) -> dict[str, Any]:
+    """What the error event carries: the message only where it is meant for the client, or the app is in debug mode."""
+    if isinstance(error, StreamError):
+        data: dict[str, Any] = {"error": error.message, "error_type": error.error_type, "timestamp": timestamp()}
+        if error.details:
+            data["details"] = error.details
+        return data
+    if isinstance(error, StreamTimeout):
+        message = f"the stream's time-out of {error.timeout:g} s has passed"
+        return {"error": message, "error_type": "timeout", "timestamp": timestamp()}
+    if debug:
+        return {"error": str(error), "error_type": type(error).__name__, "timestamp": timestamp()}
+    return {"error": "an error ended the stream", "error_type": "internal_error", "timestamp": timestamp()}
+
+
+def call_all(callbacks: list[Callable[[], object]]) -> None:
+    """Calls what was registered with `Stream.on_close`; what one raises is logged and stops no other."""
+    for callback in callbacks:
+        try:
+            callback()
+        except Exception:
+            log.exception("a callback on the end of a stream failed")

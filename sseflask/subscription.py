@@ -1,0 +1,348 @@
+"""A subscription: the producer of a stream that reads channels, and holds neither a greenlet nor a request while it waits."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from .brokers import Broker
+from .config import Settings
+from .errors import StreamClosed
+from .event import ServerSentEvent, encode_item, to_event
+from .log import BATCH_BYTES, ChannelLog, Entry, EventId
+from .state import CloseReason
+from .stream import Stream
+
+log = logging.getLogger("sseflask.stream")
+
+Filter = Callable[[ServerSentEvent], object]
+Snapshot = Callable[..., Any]
+
+#: Seconds for which a client's buffer may be full before its stream is no longer waited for.
+PATIENCE_SECONDS: Final = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Selection:
+    """What a subscription asks for; one object may serve many.
+
+    Attributes:
+        channels: The channels' names, each once.
+        filter: Says of an event whether the client gets it; None for all.
+        events: The names of the events that the client gets; None for all.
+    """
+
+    channels: tuple[str, ...]
+    filter: Filter | None = None
+    events: frozenset[str] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every client at the same cursor gets the same bytes."""
+        return len(self.channels) == 1 and self.filter is None and self.events is None
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether the client gets an entry. Ends are never hidden."""
+        if entry.is_end:
+            return True
+        if self.events is not None and (entry.name or "message") not in self.events:
+            return False
+        return self.filter is None or bool(self.filter(entry.event))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beginning:
+    """How a subscription begins.
+
+    Attributes:
+        cursor: The number after which it reads.
+        frames: What the client gets first.
+        reset: Whether that says that something is gone.
+    """
+
+    cursor: int
+    frames: bytes
+    reset: bool
+
+
+def begin(
+    broker: Broker, channels: tuple[str, ...], last_event_id: str | None, snapshot: Snapshot | None, settings: Settings
+) -> Beginning:
+    """Takes the position, says what is gone, and runs the snapshot.
+
+    Until the client has all of the snapshot, no event carries an id: one that is cut off before starts anew.
+
+    Args:
+        broker: The app's.
+        channels: What is asked for.
+        last_event_id: What the client says it saw last; None if it says nothing.
+        snapshot: Gives the events that show the state of things; called with the position if it takes an argument.
+        settings: The app's.
+
+    Returns:
+        Where to read on, and what the client gets first: the reset event if something is gone, the open event, the snapshot.
+    """
+    with broker.emitter.lock:
+        position = broker.log.position
+        resumption = broker.log.resume(channels, last_event_id) if last_event_id is not None else None
+        replays = resumption is not None and any(True for _ in broker.log.merged(channels, resumption.cursor))
+    reset = resumption.reset if resumption is not None else None
+    shows = snapshot is not None and (resumption is None or reset is not None)
+    from_head = shows or (reset is not None and not replays)
+    cursor = position.seq if resumption is None or from_head else resumption.cursor
+    # With a reset, what is retained follows under ids of its own: until then the client keeps the position that it has.
+    named = None if shows or (reset is not None and replays) else EventId(position.epoch, cursor)
+    frames = b""
+    if reset is not None:
+        frames += reset_frame(settings, reset, last_event_id, named)
+    if not shows:
+        return Beginning(cursor, frames + open_frame(settings, channels, named), reset is not None)
+    assert snapshot is not None
+    frames += open_frame(settings, channels, None) + snapshot_frames(snapshot, position, settings, channels)
+    return Beginning(cursor, frames, reset is not None)
+
+
+def open_frame(settings: Settings, channels: Iterable[str], position: EventId | None) -> bytes:
+    """The event that opens a subscription, its position as the id; a block with an id alone where the settings name no event."""
+    event_id = None if position is None else str(position)
+    if settings.open_event is None:
+        return b"" if event_id is None else ServerSentEvent(id=event_id).encode()
+    return ServerSentEvent({"channels": list(channels)}, event=settings.open_event, id=event_id).encode()
+
+
+def reset_frame(settings: Settings, reason: str, asked: str | None, position: EventId | None) -> bytes:
+    """The event that tells a client that something is gone: why, and the position that it asked for."""
+    event_id = None if position is None else str(position)
+    return ServerSentEvent({"reason": reason, "position": asked}, event=settings.reset_event, id=event_id).encode()
+
+
+def snapshot_frames(snapshot: Snapshot, position: EventId, settings: Settings, channels: Iterable[str]) -> bytes:
+    """The events of a snapshot, of which only the last carries an id, the position."""
+    result = snapshot(str(position)) if _takes_argument(snapshot) else snapshot()
+    items = [result] if isinstance(result, ServerSentEvent | str | bytes | dict) else list(result if result is not None else ())
+    if not items:
+        return open_frame(settings, channels, position)
+    frames = [encode_item(_without_id(item)) for item in items[:-1]]
+    last = _without_id(items[-1])
+    return b"".join([*frames, to_event(last, id=str(position)).encode()])
+
+
+class Subscription:
+    """Gives one stream what lies after its cursor. All its clients at one cursor share one `bytes` object."""
+
+    __slots__ = (
+        "_broker",
+        "_closed",
+        "_cursor",
+        "_has_snapshot",
+        "_is_pumping",
+        "_ring",
+        "_selection",
+        "_settings",
+        "_skipped",
+        "_was_reset",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        broker: Broker,
+        selection: Selection,
+        beginning: Beginning,
+        settings: Settings,
+        stream: Stream,
+        *,
+        has_snapshot: bool = False,
+    ) -> None:
+        """Stores what it needs; it begins to listen at `start`.
+
+        Args:
+            broker: The app's.
+            selection: What it asks for.
+            beginning: Where it reads on.
+            settings: The app's.
+            stream: Where the events go.
+            has_snapshot: Whether it begins with a snapshot, which only a new request can show again.
+        """
+        self.stream = stream
+        self._has_snapshot = has_snapshot
+        self._broker = broker
+        self._selection = selection
+        self._settings = settings
+        self._cursor = beginning.cursor
+        self._was_reset = beginning.reset
+        self._closed: set[str] | None = None
+        self._ring: ChannelLog | None = None
+        self._skipped = 0
+        self._is_pumping = False
+
+    def start(self, runner: object, response: object) -> None:
+        """Begins to listen."""
+        self.stream.start(self)
+        if self._was_reset:
+            self.stream.was_reset()
+        channels = self._selection.channels
+        self._broker.subscribe(channels, self)
+        if len(channels) > 1:
+            with self._broker.emitter.lock:
+                rings = [(name, self._broker.log.find(name)) for name in channels]
+                closed = {name for name, ring in rings if ring is not None and ring.ended and ring.last <= self._cursor}
+            # If all had closed before, the client waits for what they are used for next.
+            self._closed = closed if len(closed) < len(channels) else set()
+        if self._selection.is_plain:
+            self._ring = self._broker.log.find(channels[0])
+        self.resume()
+
+    def discard(self) -> None:
+        """Does nothing: it hasn't begun."""
+
+    def resume(self) -> None:
+        """The sink takes bytes again, or is another one."""
+        self._broker.waker.pump(self)
+
+    def interrupt(self) -> None:
+        """The stream has ended: stops listening."""
+        self._broker.unsubscribe(self._selection.channels, self)
+        self.stream.producer_ended()
+
+    def stack(self) -> str:
+        """A subscription runs nowhere."""
+        return "(a subscription)"
+
+    def is_behind(self, seq: int, now: float) -> bool:
+        """Whether it hasn't got as far as entry `seq`, though its client reads."""
+        blocked = self.stream.sink.blocked_since
+        return self._cursor < seq and (blocked is None or now - blocked < PATIENCE_SECONDS) and not self.stream.closed
+
+    def pump(self, now: float) -> None:
+        """Writes what lies after the cursor, until there is nothing, or the sink takes no more."""
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            step = self._write_selected if self._ring is None else self._write_batch
+            while self.stream.sink.blocked_since is None and not self.stream.closed and step(now):
+                pass
+        finally:
+            self._is_pumping = False
+
+    def _write_batch(self, now: float) -> bool:
+        """Writes what all clients at this cursor get. Returns whether there was anything."""
+        ring = self._ring
+        assert ring is not None
+        if self._cursor >= ring.last:
+            return False
+        batch = ring.joined(self._cursor)
+        if batch is None:
+            with self._broker.emitter.lock:
+                batch = ring.batch(self._cursor)
+        if batch is None or batch.prev > self._cursor:
+            return self._fell_behind(ring.last, now)
+        self._cursor = batch.last
+        self.stream.sent(batch.count, len(batch.data), now)
+        self.stream.sink.write_batch(batch)
+        if batch.is_end:
+            self._end()
+        return True
+
+    def _write_selected(self, now: float) -> bool:
+        """Writes what this client has selected. Returns whether there was anything to look at."""
+        broker, selection = self._broker, self._selection
+        with broker.emitter.lock:
+            if any(broker.log.misses_after(name, self._cursor) for name in selection.channels):
+                entries, missed, head = [], True, broker.log.seq
+            else:
+                entries, missed, head = _first(broker.log.merged(selection.channels, self._cursor)), False, 0
+        if missed:
+            return self._fell_behind(head, now)
+        if not entries:
+            return False
+        frames = []
+        is_over = False
+        failure: Exception | None = None
+        for entry in entries:
+            try:
+                takes = selection.takes(entry)
+            except Exception as error:
+                failure = error
+                break
+            self._cursor = entry.seq
+            if not takes:
+                self._skipped += 1
+                continue
+            self._skipped = 0
+            is_over = entry.is_end and self._is_last_of(entry)
+            frames.append(entry.final_frame if is_over else entry.frame)
+            if is_over:
+                break
+        count = len(frames)
+        if self._skipped >= max(self._settings.history // 4, 1):
+            # Its position must not fall out of the history only because nothing is to its taste.
+            self._skipped = 0
+            frames.append(open_frame(self._settings, selection.channels, EventId(broker.log.epoch, self._cursor)))
+        if frames:
+            data = b"".join(frames)
+            self.stream.sent(count, len(data), now)
+            self.stream.sink.write(data)
+        if is_over:
+            self._end()
+        if failure is not None:
+            log.error("the filter of the stream at %s failed", self.stream.path, exc_info=failure)
+            self.stream.fail(failure)
+            self.interrupt()
+        return True
+
+    def _is_last_of(self, entry: Entry) -> bool:
+        """Whether an end is that of the stream: of its only channel, or of the last one that was open."""
+        if self._closed is None:
+            return True
+        self._closed.add(entry.channel)
+        return len(self._closed) == len(self._selection.channels)
+
+    def _end(self) -> None:
+        if self.stream.end(CloseReason.COMPLETED):
+            self.interrupt()
+
+    def _fell_behind(self, head: int, now: float) -> bool:
+        """The history was too short for this client. Returns whether it goes on."""
+        if self._settings.slow_client == "disconnect" or self._has_snapshot:
+            self.stream.end(CloseReason.SLOW, interruption=StreamClosed(CloseReason.SLOW))
+            return False
+        position = EventId(self._broker.log.epoch, head)
+        asked = EventId(self._broker.log.epoch, self._cursor)
+        frame = reset_frame(self._settings, "slow", str(asked), position)
+        self._cursor = head
+        self.stream.was_reset()
+        self.stream.sent(1, len(frame), now)
+        self.stream.sink.write(frame)
+        return True
+
+
+def _first(entries: Iterable[Entry]) -> list[Entry]:
+    """As many entries as go into one write."""
+    taken: list[Entry] = []
+    size = 0
+    for entry in entries:
+        size += len(entry.frame)
+        if taken and size > BATCH_BYTES:
+            break
+        taken.append(entry)
+    return taken
+
+
+def _without_id(item: Any) -> Any:
+    return dataclasses.replace(item, id=None) if isinstance(item, ServerSentEvent) and item.id is not None else item
+
+
+def _takes_argument(function: Snapshot) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(parameter.kind in _POSITIONAL and parameter.default is parameter.empty for parameter in parameters)
+
+
+_POSITIONAL: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

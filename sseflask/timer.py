@@ -1,0 +1,137 @@
+"""The heartbeat: one timer a process for the keepalives, deadlines and ages of all its streams."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from . import native
+from .stream import Stream
+
+log = logging.getLogger("sseflask.timer")
+
+#: Seconds between two turns of the wheel while there are streams: how late a keepalive or a deadline may be.
+TICK_SECONDS: Final = 0.1
+#: Seconds that the timer may itself be late before that is worth a warning, and between two of those warnings.
+LATE_SECONDS: Final = 0.5
+WARNING_INTERVAL: Final = 10.0
+#: Seconds that the timer works before it lets others run.
+SLICE_SECONDS: Final = 0.0005
+
+
+#: Something done about once a second, with the monotonic second; False ends it.
+Chore = Callable[[float], bool]
+
+
+class Timer:
+    """A wheel of slots, each a tenth of a second; a stream stands in the slot in which it is due next.
+
+    It runs in a daemon thread, which is a greenlet where gevent has patched `threading`, from the first stream on.
+
+    Attributes:
+        lag: Seconds that the timer last woke late: how long nothing else in this process could run, or the hub's lag.
+        max_lag: The longest of these.
+    """
+
+    def __init__(self) -> None:
+        self.lag = 0.0
+        self.max_lag = 0.0
+        self._wheel: dict[int, set[Stream]] = {}
+        self._turned = int(time.monotonic() / TICK_SECONDS)
+        self._lock = native.lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._chores: list[Chore] = []
+        self._warned = -WARNING_INTERVAL
+
+    def schedule(self, stream: Stream) -> None:
+        """Puts a stream where it is due, or takes it out if it is closed."""
+        due = stream.due()
+        with self._lock:
+            if stream.slot in self._wheel:
+                self._wheel[stream.slot].discard(stream)
+            if due is None or due == math.inf:
+                return
+            # A slot that has had its turn would wait for ever.
+            stream.slot = max(int(due / TICK_SECONDS) + 1, self._turned + 1)
+            self._wheel.setdefault(stream.slot, set()).add(stream)
+        self._begin()
+
+    def call_every_second(self, chore: Chore) -> None:
+        """Calls `chore` with the monotonic second about once a second, until it returns False."""
+        with self._lock:
+            self._chores.append(chore)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts the thread, or wakes it; outside the lock, which nobody may hold while others run."""
+        thread = None
+        with self._lock:
+            if self._thread is None:
+                thread = self._thread = threading.Thread(target=self._run, name="sseflask-timer", daemon=True)
+        if thread is not None:
+            thread.start()
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _run(self) -> None:
+        chores_at = 0.0
+        while True:
+            self._wake.wait()
+            before = time.monotonic()
+            time.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            self._measure(now - before - TICK_SECONDS, now)
+            self._turn(now)
+            if now >= chores_at:
+                chores_at = now + 1.0
+                self._do_chores(now)
+            with self._lock:
+                if not self._wheel and not self._chores:
+                    self._wake.clear()
+
+    def _turn(self, now: float) -> None:
+        """Ticks all streams in the slots up to `now`, letting others run in between."""
+        slots = range(self._turned + 1, int(now / TICK_SECONDS) + 1)
+        since = now
+        for slot in slots:
+            with self._lock:
+                self._turned = slot
+                due = self._wheel.pop(slot, None)
+            for stream in due or ():
+                # One that was put elsewhere meanwhile has been taken from this set or has another slot.
+                if stream.slot == slot:
+                    self._tick(stream, now)
+                if time.monotonic() - since > SLICE_SECONDS:
+                    time.sleep(0)
+                    since = time.monotonic()
+
+    def _do_chores(self, now: float) -> None:
+        for chore in list(self._chores):
+            try:
+                goes_on = chore(now)
+            except Exception:
+                log.exception("the timer failed on %r", chore)
+                goes_on = True
+            if not goes_on:
+                with self._lock:
+                    self._chores.remove(chore)
+
+    def _tick(self, stream: Stream, now: float) -> None:
+        try:
+            stream.tick(now)
+        except Exception:
+            log.exception("the timer failed on %r", stream)
+        self.schedule(stream)
+
+    def _measure(self, lag: float, now: float) -> None:
+        self.lag = max(lag, 0.0)
+        self.max_lag = max(self.max_lag, self.lag)
+        if lag > LATE_SECONDS and now - self._warned >= WARNING_INTERVAL:
+            self._warned = now
+            text = "the timer woke %.1f s late: a blocking call, or work without a pause, kept every stream of this process waiting"
+            log.warning(text, lag)

@@ -1,0 +1,91 @@
+"""The blueprint's routes: subscribing and publishing over HTTP, closed unless the app opens them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flask import Response, current_app, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from . import auth
+from .channel import checked_name
+from .errors import BrokerUnavailable, InvalidChannel, InvalidEvent, InvalidSubscription, StreamError
+from .event import ServerSentEvent, to_event
+from .stream import error_data
+
+if TYPE_CHECKING:
+    from .extension import SSE
+
+#: What a published JSON object may have.
+FIELDS = ("data", "event", "id", "retry")
+
+
+def install(sse: SSE) -> None:
+    """Adds the routes to the blueprint."""
+    # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
+    sse.add_url_rule("/", "subscribe_many", lambda: subscribe(sse, request.args.getlist("channel")), strict_slashes=False)
+    sse.add_url_rule("/<path:channel>", "subscribe_one", lambda channel: subscribe(sse, [channel.rstrip("/")]))
+    sse.add_url_rule("/<path:channel>", "publish_one", lambda channel: publish(sse, channel.rstrip("/")), methods=["POST"])
+    for kind, answer in ANSWERS.items():
+        sse.register_error_handler(kind, answer)
+    sse.register_error_handler(InvalidEvent, lambda error: _refusal(400, str(error)))
+    sse.register_error_handler(auth.Refused, lambda error: _refusal(error.status, error.reason))
+    sse.register_error_handler(HTTPException, lambda error: _refusal(error.code or 500, error.description or error.name))
+
+
+def subscribe(sse: SSE, names: list[str]) -> Response:
+    """Streams channels to who may subscribe to all of them."""
+    channels = tuple(dict.fromkeys(checked_name(name) for name in names))
+    if not channels:
+        raise InvalidSubscription("name a channel: ?channel=NAME, once for each, or in the path")
+    expires_in = auth.check(current_app, "subscribe", channels, sse.find_authorization, sse.settings.public_channels)
+    return sse.open_subscription(channels, expires_in=expires_in)
+
+
+def publish(sse: SSE, name: str) -> Response:
+    """Publishes what is posted: a JSON object of `data`, `event`, `id` and `retry`, or a plain body as the data."""
+    channel = checked_name(name)
+    auth.check(current_app, "publish", (channel,), sse.find_authorization, ())
+    limit = sse.settings.max_event_bytes
+    # JSON may spell each byte of the data out as an escape of six.
+    if request.content_length is not None and request.content_length > 6 * limit + 1024:
+        return _refusal(413, f"an event has at most {limit} bytes (SSE_MAX_EVENT_BYTES)")
+    request.max_content_length = 6 * limit + 1024
+    event = _posted()
+    response = jsonify(id=sse.publish(event, channel=channel))
+    response.status_code = 201
+    return response
+
+
+def _posted() -> ServerSentEvent:
+    if not request.is_json:
+        return ServerSentEvent(request.get_data())
+    fields: Any = request.get_json()
+    if not isinstance(fields, dict) or "data" not in fields:
+        raise InvalidEvent("data", fields, 'post a JSON object with "data", such as {"data": {"percent": 50}, "event": "progress"}')
+    if unknown := sorted(set(fields) - set(FIELDS)):
+        raise InvalidEvent(unknown[0], fields[unknown[0]], f"there is no such field; there are {', '.join(FIELDS)}")
+    named = {name: fields[name] for name in FIELDS[1:] if name in fields}
+    return to_event(fields["data"], **named)
+
+
+def _stream_error(error: StreamError) -> Response:
+    response = jsonify(error_data(error, debug=False))
+    response.status_code = error.status
+    return response
+
+
+def _refusal(status: int, problem: str) -> Response:
+    response = jsonify(error=problem)
+    response.status_code = status
+    return response
+
+
+#: What an app answers to our errors, in its own views too, unless it has handlers of its own for them.
+ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
+    InvalidChannel: lambda error: _refusal(400, str(error)),
+    InvalidSubscription: lambda error: _refusal(400, str(error)),
+    BrokerUnavailable: lambda error: _refusal(503, error.problem),
+    StreamError: _stream_error,
+}

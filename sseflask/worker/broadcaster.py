@@ -1,0 +1,70 @@
+"""One greenlet a worker that lets the streams of a channel send, and gives way to everything else meanwhile."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Final
+
+import gevent
+import gevent.event
+
+from sseflask import native
+from sseflask.emitter import Channel, Subscriber
+
+#: Seconds that the broadcaster works before it lets others run. What is published meanwhile joins the next write.
+SLICE_SECONDS: Final = 0.0005
+
+
+class Broadcaster:
+    """The waker of a `StreamWorker`: all its streams live in the hub's native thread."""
+
+    def __init__(self) -> None:
+        hub = gevent.get_hub()
+        self._hub = hub
+        self._home = native.thread_id()
+        # In the order in which they were published to. Other native threads add to it.
+        self._due: collections.deque[Channel] = collections.deque()
+        self._called = gevent.event.Event()
+        # The one thing that another native thread may touch.
+        self._bell = hub.loop.async_()
+        self._bell.start(self._called.set)
+        gevent.spawn(self._run)
+
+    def wake(self, channel: Channel) -> None:
+        """Lets the channel's streams send, soon."""
+        if not channel.is_due:
+            channel.is_due = True
+            self._due.append(channel)
+        if native.thread_id() == self._home:
+            self._called.set()
+        else:
+            self._bell.send()
+
+    def pump(self, subscriber: Subscriber) -> None:
+        """Lets one stream send, now."""
+        subscriber.pump(time.monotonic())
+
+    def give_way(self) -> bool:
+        """Lets the broadcaster, and all others, run."""
+        if native.thread_id() != self._home:
+            native.sleep(0.001)
+        elif gevent.getcurrent() is self._hub:
+            return False
+        else:
+            gevent.sleep(0)
+        return True
+
+    def _run(self) -> None:
+        while True:
+            self._called.wait()
+            self._called.clear()
+            since = time.monotonic()
+            while self._due:
+                channel = self._due.popleft()
+                channel.is_due = False
+                for subscriber in list(channel.subscribers):
+                    subscriber.pump(since)
+                    if time.monotonic() - since > SLICE_SECONDS:
+                        gevent.sleep(0)
+                        since = time.monotonic()

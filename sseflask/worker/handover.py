@@ -1,0 +1,169 @@
+"""How a stream's socket leaves gunicorn: after the headers, with none of gunicorn's request handling copied."""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import functools
+import ssl
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import gevent
+import gevent.hub
+from gunicorn.http.wsgi import Response
+from gunicorn.http2.response import HTTP2Response
+
+from sseflask.handoff import Handoff
+from sseflask.producer import GeneratorProducer, Runner
+from sseflask.response import HANDOVER
+from sseflask.stream import Stream
+
+from .poller import Poller
+from .sink import SocketSink
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+#: Seconds that generators run in one turn of the hub's loop before each gives way after every event.
+SLICE_SECONDS: Final = 0.0005
+
+
+class Turn:
+    """How long generators have run in this turn of the hub's loop."""
+
+    __slots__ = ("_iteration", "_loop", "_since")
+
+    def __init__(self) -> None:
+        self._loop = gevent.get_hub().loop
+        self._iteration = -1
+        self._since = 0.0
+
+    def give_way(self) -> None:
+        """Lets others run, if generators have had their slice of this turn."""
+        iteration, now = self._loop.iteration, time.perf_counter()
+        if iteration != self._iteration:
+            self._iteration, self._since = iteration, now
+        elif now - self._since > SLICE_SECONDS:
+            gevent.sleep(0)
+            self._since = time.perf_counter()
+
+
+class GreenletRunner:
+    """Runs a producer in a greenlet, into which its interruption can be raised wherever it waits."""
+
+    __slots__ = ("_greenlet", "give_way")
+
+    def __init__(self, turn: Turn) -> None:
+        self.give_way: Callable[[], None] = turn.give_way
+
+    def start(self, producer: GeneratorProducer) -> None:
+        """Begins `producer.run()`, at the hub's next turn."""
+        self._greenlet = gevent.spawn_raw(producer.run)
+
+    def interrupt(self, producer: GeneratorProducer) -> None:
+        """Raises the interruption where the greenlet waits; from the hub, which may switch to any greenlet."""
+        gevent.get_hub().loop.run_callback(self._raise_in, producer)
+
+    def stack(self) -> str:
+        """Where the greenlet is, as lines of a traceback."""
+        frame: FrameType | None = self._greenlet.gr_frame
+        return "".join(traceback.format_stack(frame)) if frame is not None else "(ended)"
+
+    def _raise_in(self, producer: GeneratorProducer) -> None:
+        interruption = producer.take_interruption()
+        if interruption is not None:
+            self._greenlet.throw(interruption)
+
+
+class Handover:
+    """The offer, in `environ`, to take the socket of one request over."""
+
+    __slots__ = ("_agreed", "_application", "_offered", "_response")
+
+    def __init__(self, application: StreamApplication, response: Response) -> None:
+        self._application = application
+        self._response = response
+        self._offered = False
+        self._agreed = False
+
+    def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+        """gunicorn's, called with what all middlewares have made of the status and headers."""
+        write: Callable[[bytes], object] = self._response.start_response(status, headers, exc_info)
+        if self._offered and self._can_be_taken():
+            # Told in the headers: gunicorn closes its side of the connection after this response.
+            self._response.force_close()
+            self._agreed = True
+        return write
+
+    def runner(self) -> Runner:
+        """A greenlet, also for streams whose sockets can't be taken."""
+        return GreenletRunner(self._application.turn)
+
+    def offer(self) -> None:
+        """Says that the response about to start is a stream."""
+        self._offered = True
+
+    def take(self, stream: Stream, handoff: Handoff) -> bool:
+        """Sends the headers and takes the socket; the request then ends for gunicorn like any other."""
+        self._offered = False
+        if not self._agreed:
+            # A middleware has not started the response yet, or has made something of it that only it can write.
+            handoff.on_abort = functools.partial(_shut_down, self._response.sock)
+            return False
+        response = self._response
+        response.send_headers()
+        # gunicorn's last chunk isn't the stream's.
+        chunked, response.chunked = response.chunked, False
+        family, kind, proto = response.sock.family, response.sock.type, response.sock.proto
+        sock = _socket.socket(family, kind, proto, fileno=response.sock.detach())
+        sock.setblocking(False)
+        sink = SocketSink(self._application.poller, sock, stream, chunked=chunked)
+        held, is_all = handoff.detach()
+        stream.attach(sink)
+        if held:
+            sink.write(held)
+        if is_all:
+            sink.finish(b"")
+        stream.resume()
+        return True
+
+    def _can_be_taken(self) -> bool:
+        response = self._response
+        return (
+            response.status_code == 200
+            and response.req.method != "HEAD"
+            and (response.req.version or (0, 0))[0] == 1
+            and response.response_length is None
+            and not isinstance(response, HTTP2Response)
+            and not isinstance(response.sock, ssl.SSLSocket)
+            and not any(name.lower() == "content-encoding" for name, _ in response.headers)
+        )
+
+
+def _shut_down(sock: Any) -> None:
+    """Ends gunicorn's wait for a client that takes nothing; gunicorn then closes the socket."""
+    with contextlib.suppress(OSError):
+        # A TLS socket's own shutdown would wait for its peer.
+        _socket.socket.shutdown(sock._sock, _socket.SHUT_RDWR)  # noqa: SLF001
+
+
+class StreamApplication:
+    """The worker's WSGI application: the app with all its middlewares, and outside of them the offer to take sockets over."""
+
+    def __init__(self, application: WSGIApplication, poller: Poller) -> None:
+        self._application = application
+        self.poller = poller
+        self.turn = Turn()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Serves a request."""
+        response = getattr(start_response, "__self__", None)
+        if isinstance(response, Response):
+            handover = Handover(self, response)
+            environ[HANDOVER] = handover
+            start_response = handover.start_response
+        return self._application(environ, start_response)

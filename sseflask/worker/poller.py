@@ -1,0 +1,109 @@
+"""One epoll set for the sockets of all streams of a worker, watched by one gevent watcher."""
+
+from __future__ import annotations
+
+import _socket
+import logging
+from typing import Any, Final, Protocol
+
+import gevent
+from gevent import monkey
+
+log = logging.getLogger("sseflask.worker")
+
+#: Seconds, and bytes, for which a socket that was shut down is still read, so that what was sent isn't lost to a reset.
+LINGER_SECONDS: Final = 2.0
+LINGER_BYTES: Final = 64 * 1024
+
+#: From <sys/epoll.h>; the module that has their names loses them when it is patched.
+EPOLLIN: Final = 0x001
+EPOLLOUT: Final = 0x004
+EPOLLERR: Final = 0x008
+EPOLLHUP: Final = 0x010
+EPOLLRDHUP: Final = 0x2000
+
+#: gevent's name for «readable».
+_READ: Final = 1
+
+
+class Polled(Protocol):
+    """Something with a socket in the set."""
+
+    def ready(self, events: int) -> None:
+        """The socket has these epoll events."""
+
+
+class Poller:
+    """Tells those it watches when their client has hung up, without a write, and when their socket takes bytes again."""
+
+    def __init__(self) -> None:
+        # Patching takes epoll out of the module, since it isn't gevent's; this one never waits.
+        self._epoll: Any = monkey.get_original("select", "epoll")()
+        self._polled: dict[int, Polled] = {}
+        self._watcher = gevent.get_hub().loop.io(self._epoll.fileno(), _READ)
+        self._watcher.start(self._ready)
+
+    def __len__(self) -> int:
+        return len(self._polled)
+
+    def add(self, fd: int, polled: Polled) -> None:
+        """Watches a socket for a hang-up."""
+        self._polled[fd] = polled
+        self._epoll.register(fd, EPOLLRDHUP)
+
+    def watch_writable(self, fd: int, *, on: bool) -> None:
+        """Watches for room in the socket's buffer too, or no longer."""
+        self._epoll.modify(fd, EPOLLRDHUP | EPOLLOUT if on else EPOLLRDHUP)
+
+    def linger(self, fd: int, sock: _socket.socket) -> None:
+        """Reads a socket, whose writing side was shut down, until its client closes it or the bounds are reached, and closes it."""
+        self._polled[fd] = Lingering(self, fd, sock)
+        self._epoll.modify(fd, EPOLLIN | EPOLLRDHUP)
+
+    def remove(self, fd: int) -> None:
+        """Forgets a socket, which is about to be closed."""
+        if self._polled.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _ready(self) -> None:
+        for fd, events in self._epoll.poll(0):
+            polled = self._polled.get(fd)
+            if polled is not None:
+                try:
+                    polled.ready(events)
+                except Exception:
+                    log.exception("a stream's socket failed")
+
+
+class Lingering:
+    """A socket that has sent its last byte and waits for its client to close."""
+
+    __slots__ = ("_fd", "_left", "_poller", "_sock", "_timer")
+
+    def __init__(self, poller: Poller, fd: int, sock: _socket.socket) -> None:
+        self._poller = poller
+        self._fd = fd
+        self._sock = sock
+        self._left = LINGER_BYTES
+        self._timer = gevent.get_hub().loop.timer(LINGER_SECONDS)
+        self._timer.start(self._close)
+
+    def ready(self, events: int) -> None:
+        """Reads what there is."""
+        try:
+            while self._left > 0:
+                data = self._sock.recv(8192)
+                if not data:
+                    break
+                self._left -= len(data)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._close()
+
+    def _close(self) -> None:
+        self._timer.stop()
+        self._timer.close()
+        self._poller.remove(self._fd)
+        self._sock.close()

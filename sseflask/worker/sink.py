@@ -1,0 +1,158 @@
+"""The socket of one stream's client."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import struct
+import time
+from typing import Final
+
+import gevent.event
+
+from sseflask.log import Batch
+from sseflask.state import CloseReason
+from sseflask.stream import Stream
+
+from .poller import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Poller
+
+#: What a client sees of a stream that is cut: a reset, never an end that looks whole.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class SocketSink:
+    """Writes a stream's bytes to its client's socket without blocking, and notices at once when the client hangs up.
+
+    Attributes:
+        blocked_since: The monotonic second since when the socket has taken no more; None while it does.
+    """
+
+    __slots__ = ("_chunked", "_fd", "_finishing", "_pending", "_poller", "_sock", "_stream", "_taken", "blocked_since")
+
+    def __init__(self, poller: Poller, sock: _socket.socket, stream: Stream, *, chunked: bool) -> None:
+        """Begins to watch the socket.
+
+        Args:
+            poller: The worker's.
+            sock: The client's, non-blocking; the sink closes it.
+            stream: Whose bytes they are.
+            chunked: Whether the body has HTTP/1.1 chunks; else its end is that of the connection.
+        """
+        self._poller = poller
+        self._sock: _socket.socket | None = sock
+        self._fd = sock.fileno()
+        self._stream = stream
+        self._chunked = chunked
+        self._pending = b""
+        self._finishing = False
+        self._taken: gevent.event.Event | None = None
+        self.blocked_since: float | None = None
+        if sock.family in (_socket.AF_INET, _socket.AF_INET6):
+            # A peer that has vanished answers nothing, and a small keepalive always fits the buffer.
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, int(stream.send_timeout * 1000))
+        poller.add(self._fd, self)
+
+    def write(self, data: bytes) -> bool:
+        """Sends frames, or keeps what the socket doesn't take. Returns whether it took all."""
+        if self._sock is None or self._finishing:
+            return True
+        return self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def write_batch(self, batch: Batch) -> bool:
+        """Sends frames that many clients get, in one chunk that was made once."""
+        if self._sock is None or self._finishing:
+            return True
+        return self._send(batch.chunk if self._chunked else batch.data)
+
+    def wait(self) -> None:
+        """Waits until the socket has taken what was written, or is closed."""
+        while self._pending and self._sock is not None:
+            if self._taken is None:
+                self._taken = gevent.event.Event()
+            self._taken.wait()
+
+    def finish(self, last: bytes) -> None:
+        """Ends the response cleanly after what was written and `last`."""
+        if self._sock is None or self._finishing:
+            return
+        if self._chunked:
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+        self._finishing = True
+        if self._send(last):
+            self._shut_down()
+
+    def abort(self) -> None:
+        """Closes the socket at once; a client that has not hung up itself sees a reset."""
+        if self._sock is not None:
+            self._sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._close()
+
+    def ready(self, events: int) -> None:
+        """The client has hung up, or the socket takes bytes again."""
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self._close(CloseReason.LOST if events & EPOLLERR and self._has_timed_out() else CloseReason.DISCONNECTED)
+        elif events & EPOLLOUT and self._sock is not None:
+            pending, self._pending = self._pending, b""
+            if self._send(pending) and self._sock is not None:
+                self.blocked_since = None
+                self._poller.watch_writable(self._fd, on=False)
+                self._wake()
+                if self._finishing:
+                    self._shut_down()
+
+    def _send(self, data: bytes) -> bool:
+        """Sends, behind what waits. Returns whether nothing waits any more."""
+        if self._pending:
+            self._pending += data
+            return False
+        assert self._sock is not None
+        try:
+            sent = self._sock.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._close(CloseReason.LOST if error.errno == errno.ETIMEDOUT else CloseReason.DISCONNECTED)
+            return True
+        if sent == len(data):
+            return True
+        self._pending = data[sent:]
+        if self.blocked_since is None:
+            self.blocked_since = time.monotonic()
+            self._poller.watch_writable(self._fd, on=True)
+        return False
+
+    def _shut_down(self) -> None:
+        """All is sent: closing now, with bytes of the client's unread, would reset the connection and lose what it hasn't read."""
+        sock = self._sock
+        if sock is None:
+            return
+        self._sock = None
+        try:
+            sock.shutdown(_socket.SHUT_WR)
+        except OSError:
+            self._poller.remove(self._fd)
+            sock.close()
+        else:
+            self._poller.linger(self._fd, sock)
+        self._stream.sink_ended()
+
+    def _has_timed_out(self) -> bool:
+        return self._sock is not None and self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR) == errno.ETIMEDOUT
+
+    def _close(self, reason: CloseReason = CloseReason.DISCONNECTED) -> None:
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        self._pending = b""
+        self.blocked_since = None
+        self._poller.remove(self._fd)
+        sock.close()
+        self._wake()
+        self._stream.sink_ended(reason)
+
+    def _wake(self) -> None:
+        if self._taken is not None:
+            self._taken.set()
+            self._taken = None
+        else:
+            self._stream.resume()

@@ -1,0 +1,92 @@
+"""The gunicorn worker."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from typing import Any
+
+import gevent
+from gunicorn.workers.ggevent import GeventWorker
+
+from sseflask import config, process
+from sseflask.errors import InvalidSetting
+from sseflask.stream import call_all
+
+from .broadcaster import Broadcaster
+from .handover import StreamApplication
+from .poller import Poller
+
+#: Seconds between two looks at whether the worker has been told to stop, and at whether its streams have ended.
+WATCH_SECONDS = 0.05
+#: The part of `SSE_DRAIN_SECONDS` over which the ends of streams are spread; the rest is for the last ones to finish.
+SPREAD = 0.9
+#: Seconds after `SSE_DRAIN_SECONDS` for clients to close their side of what has ended; a slow one could lose its last bytes else.
+LINGER_SECONDS = 0.5
+
+
+class StreamWorker(GeventWorker):
+    """gunicorn's gevent worker, and a home for streams: it takes their sockets over and lets the requests' greenlets go.
+
+    Streams don't count against `worker_connections`. When the worker is told to stop (TERM, HUP, `max_requests`, a reload) it ends
+    its streams cleanly, spread over `SSE_DRAIN_SECONDS`, and leaves as soon as it is empty.
+    """
+
+    def load_wsgi(self) -> None:
+        """Loads the app, checks its settings against gunicorn's, and goes between the two.
+
+        Raises:
+            InvalidSetting: `SSE_DRAIN_SECONDS` isn't below `graceful_timeout`.
+        """
+        super().load_wsgi()
+        self._drain_seconds = max((settings.drain_seconds for settings in config.in_use), default=config.Settings().drain_seconds)
+        if self._drain_seconds >= self.cfg.graceful_timeout:
+            expected = f"below gunicorn's graceful_timeout, which is {self.cfg.graceful_timeout} s and kills what is left"
+            raise InvalidSetting("SSE_DRAIN_SECONDS", self._drain_seconds, expected)
+        logger = logging.getLogger("sseflask")
+        if not logger.hasHandlers():
+            # An app that has set up no logging: our lines go where gunicorn's go.
+            logger.handlers = list(self.log.error_log.handlers)
+            logger.setLevel(self.log.error_log.level or logging.INFO)
+        self._poller = Poller()
+        here = process.current()
+        here.waker = Broadcaster()
+        here.workers = self.cfg.workers
+        # A hang-up is noticed in the hub itself, where nothing may wait.
+        here.run = lambda callbacks: gevent.spawn_raw(call_all, callbacks)
+        self._drain_began: float | None = None
+        application: Any = self.wsgi
+        self.wsgi: Any = StreamApplication(application, self._poller)
+
+    def run(self) -> None:
+        """Serves until the worker is told to stop, and until its streams have ended."""
+        gevent.spawn(self._drain_when_told)
+        super().run()
+        self._wait_for_streams()
+
+    def _drain_when_told(self) -> None:
+        while self.alive:
+            gevent.sleep(WATCH_SECONDS)
+        self._drain_began = began = time.monotonic()
+        here = process.current()
+        here.draining = True
+        streams = list(here.streams)
+        random.shuffle(streams)
+        for index, stream in enumerate(streams):
+            due = began + index * self._drain_seconds * SPREAD / len(streams)
+            if (early := due - time.monotonic()) > 0:
+                gevent.sleep(early)
+            stream.drain()
+
+    def _wait_for_streams(self) -> None:
+        began = self._drain_began if self._drain_began is not None else time.monotonic()
+        streams = process.current().streams
+        lingers_until = began + self._drain_seconds + LINGER_SECONDS
+        while streams or (len(self._poller) and time.monotonic() < lingers_until):
+            if time.monotonic() >= began + self.cfg.graceful_timeout:
+                break
+            self.notify()
+            gevent.sleep(WATCH_SECONDS)
+        if streams:
+            self.log.warning("Worker leaves with %d streams whose generators didn't end in time (pid:%s)", len(streams), self.pid)

@@ -1,0 +1,457 @@
+"""The examples as a visitor uses them: opened from the index, driven by their own buttons."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.conftest import Console
+from tests.browser.provider import Call, running_provider
+from tests.conformance.vectors import decode_vectors
+from tests.conftest import Serve
+from tests.live.process import wait_until
+from tests.live.server import ROOT, Server
+
+NAMES = ("counter", "metrics", "progress", "chat", "long_job")
+APP = "examples:create_app()"
+
+
+@pytest.fixture
+def server(serve: Serve) -> Server:
+    """The examples, as `make demo` serves them."""
+    return serve(APP, config=ROOT / "gunicorn.conf.py")
+
+
+@pytest.fixture
+def visit(page: Page, server: Server) -> Any:
+    """Opens an example from the index."""
+
+    def visit(name: str) -> Page:
+        page.goto(server.url("/"))
+        page.get_by_test_id(f"card-{name}").click()
+        expect(page.locator("nav [aria-current=page]")).to_have_count(1)
+        return page
+
+    return visit
+
+
+def of(page: Page, name: str) -> Locator:
+    """The part of the page with this test id."""
+    return page.get_by_test_id(name)
+
+
+def expect_connection(page: Page, state: str, timeout: float = 10) -> None:
+    """Waits until the page's badge shows a state, for at most so many seconds."""
+    expect(of(page, "connection")).to_have_attribute("data-state", state, timeout=timeout * 1000)
+
+
+def number(page: Page, name: str) -> int:
+    """What a part of the page shows, as a number."""
+    return int(of(page, name).inner_text())
+
+
+# The index
+
+
+def test_the_index_shows_the_bytes_of_a_stream_as_they_arrive(page: Page, server: Server) -> None:
+    """The first page shows each event's bytes about a second after those before, and says when the stream has ended."""
+    page.goto(server.url("/"))
+    expect_connection(page, "open")
+    for count in range(3):
+        expect(of(page, "bytes")).to_contain_text(f'data: {{"count":{count}}}', timeout=5000)
+        # The next one isn't there yet: they come one by one.
+        assert f'"count":{count + 2}' not in of(page, "bytes").inner_text()
+    expect(of(page, "bytes")).to_contain_text("the stream ends", timeout=15_000)
+    expect_connection(page, "closed")
+    of(page, "again").click()
+    expect_connection(page, "open")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_index_leads_to_each_example_and_its_code(visit: Any, name: str) -> None:
+    """Each card opens its example, whose page shows the very code that serves it, and leads back."""
+    page = visit(name)
+    source = of(page, "source").first
+    expect(source.locator("pre")).to_be_hidden()
+    source.locator("summary").click()
+    expect(source.locator("pre")).to_be_visible()
+    assert source.locator("code").inner_text().strip() == (ROOT / f"examples/{name}.py").read_text().strip()
+    of(page, "home").click()
+    expect(of(page, f"card-{name}")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [320, 768])
+def test_no_page_is_wider_than_a_small_screen(page: Page, server: Server, width: int) -> None:
+    """Nothing has to be scrolled sideways on a telephone or a tablet."""
+    page.set_viewport_size({"width": width, "height": 700})
+    for path in ("/", *(f"/{name.replace('_', '-')}/" for name in NAMES)):
+        page.goto(server.url(path))
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_the_examples_can_be_reached_with_the_keyboard_alone(page: Page, server: Server) -> None:
+    """The first Tab leads to a link that skips the navigation; an example starts and stops by keys, with a visible focus."""
+    page.goto(server.url("/counter/"))
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(of(page, "start")).to_be_focused()
+    assert of(page, "start").evaluate("node => getComputedStyle(node).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(of(page, "stop")).to_be_focused()
+    expect_connection(page, "open")
+    page.keyboard.press("Enter")
+    expect_connection(page, "closed")
+
+
+# Counter
+
+
+def test_the_counter_shows_unnamed_and_named_events(visit: Any, server: Server) -> None:
+    """Counts reach the page as messages, tens as milestones, each with its id; stopping ends the stream on the server."""
+    page = visit("counter")
+    expect_connection(page, "idle")
+    of(page, "start").click()
+    expect_connection(page, "open")
+    expect(of(page, "milestones")).to_have_text("1", timeout=15_000)
+    kinds = of(page, "log").locator("tr[data-kind=message]")
+    assert kinds.count() >= 9
+    milestone = of(page, "log").locator("tr[data-kind=milestone] td").all_inner_texts()
+    assert milestone[1:] == ["milestone", "10", '{"count":10}']
+    assert number(page, "missed") == 0
+    of(page, "stop").click()
+    expect_connection(page, "closed")
+    server.wait_for_log(r"path=/counter/events reason=disconnected")
+
+
+def test_the_counter_goes_on_after_the_server_restarts(visit: Any, server: Server, console: Console) -> None:
+    """While the server is down the page says that it reconnects; afterwards the count goes on, and none is missed."""
+    console.allow("Failed to load resource: net::ERR_")
+    page = visit("counter")
+    of(page, "start").click()
+    expect(of(page, "log").locator("tr[data-kind=message]")).to_have_count(4)
+    server.stop()
+    expect_connection(page, "reconnecting")
+    reached = number(page, "count")
+    server.start()
+    expect_connection(page, "open", timeout=20)
+    expect(of(page, "count")).to_have_text(str(reached + 3), timeout=15_000)
+    assert number(page, "missed") == 0
+    assert number(page, "reconnections") >= 1
+    resumed = of(page, "log").locator("tr[data-kind=resumed] td:last-child").first.inner_text()
+    assert resumed == f'{{"after":{reached}}}'
+
+
+def test_the_counter_comes_back_when_the_server_hangs_up(visit: Any) -> None:
+    """A stream that ends is resumed after its `retry` time, again and again, from the last id."""
+    page = visit("counter")
+    of(page, "rest").check()
+    of(page, "start").click()
+    expect(of(page, "reconnections")).to_have_text("2", timeout=25_000)
+    expect(of(page, "count")).to_have_text("21")
+    assert number(page, "missed") == 0
+    assert of(page, "log").locator("tr[data-kind=resumed] td:last-child").all_inner_texts() == ['{"after":20}', '{"after":10}']
+
+
+# Metrics
+
+
+def test_the_metrics_are_drawn_live(visit: Any, server: Server) -> None:
+    """Every chart grows with each sample, its legend shows numbers; a pause ends the stream, and it can go on."""
+    page = visit("metrics")
+    expect_connection(page, "open")
+    expect(of(page, "machine")).to_contain_text("processors, Linux")
+
+    def points(name: str) -> int:
+        path = of(page, f"chart-{name}").locator("path.line").first.get_attribute("d") or ""
+        return len(path.split("L"))
+
+    for name in ("cpu", "load", "memory", "network"):
+        chart = of(page, f"chart-{name}")
+        expect(chart.locator("path.line").first).to_be_attached()
+        wait_until(lambda name=name: points(name) >= 4, message=f"four samples in the chart {name}")  # type: ignore[misc]
+        assert chart.locator("svg text", has_text="now").count() == 1
+        assert all(re.match(r"[\d.]+", value) for value in chart.locator(".legend b").all_inner_texts())
+        box = chart.locator("path.line").last.bounding_box()
+        plot = chart.locator(".plot").bounding_box()
+        assert box and plot and plot["x"] <= box["x"] and plot["y"] <= box["y"] + 1
+    of(page, "toggle").click()
+    expect_connection(page, "closed")
+    server.wait_for_log(r"path=/metrics/events reason=disconnected")
+    of(page, "toggle").click()
+    expect_connection(page, "open")
+
+
+def test_a_chart_can_be_read_with_pointer_and_keys(visit: Any) -> None:
+    """Pointing at one chart shows that moment in all of them; the arrow keys do too, and say it to a screen reader."""
+    page = visit("metrics")
+    plot = of(page, "chart-memory").locator(".plot")
+    expect(plot.locator("path.line").first).to_be_attached()
+    plot.hover()
+    expect(page.locator(".plot .cross")).to_have_count(4)
+    page.mouse.move(0, 0)
+    expect(page.locator(".plot .cross")).to_have_count(0)
+    plot.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#reading")).to_have_text(re.compile(r"Memory: used [\d.]+ [kMGT]?B, cache [\d.]+ [kMGT]?B"))
+    page.keyboard.press("Escape")
+    expect(page.locator(".plot .cross")).to_have_count(0)
+
+
+# Progress
+
+
+@pytest.mark.parametrize("folder", ["sseflask", "stdlib"])
+def test_the_progress_bar_reaches_the_end(visit: Any, folder: str) -> None:
+    """A folder with a few files and one with thousands end at 100 %, with the digest over all of them."""
+    page = visit("progress")
+    of(page, f"folder-{folder}").check()
+    of(page, "start").click()
+    expect(of(page, "percent")).to_have_text("100 %", timeout=45_000)
+    assert of(page, "bar").evaluate("node => node.value") == 100
+    expect(of(page, "outcome-box")).to_have_attribute("data-kind", "good")
+    expect(of(page, "outcome-box")).to_contain_text(re.compile(r"sha256 [0-9a-f]{64}$"))
+    done, total = of(page, "files").inner_text().split(" of ")
+    assert done == total
+    expect_connection(page, "closed")
+    expect(of(page, "start")).to_be_enabled()
+
+
+def test_the_progress_bar_moves_while_the_files_are_hashed(visit: Any, server: Server) -> None:
+    """At a bounded speed the bar rises through many values; cancelling stops it, and the work on the server."""
+    page = visit("progress")
+    of(page, "folder-stdlib").check()
+    of(page, "speed").select_option("slow")
+    of(page, "start").click()
+    seen: set[float] = set()
+
+    def has_risen() -> bool:
+        seen.add(of(page, "bar").evaluate("node => node.value"))
+        return len(seen) >= 5
+
+    wait_until(has_risen, 20, "five states of the bar")
+    expect(of(page, "file")).to_have_text(re.compile(r"\.\w+$"))
+    of(page, "cancel").click()
+    expect(of(page, "outcome-box")).to_have_attribute("data-kind", "plain")
+    assert 0 < of(page, "bar").evaluate("node => node.value") < 100
+    expect_connection(page, "closed")
+    server.wait_for_log(r"path=/progress/events reason=disconnected")
+    server.wait_for_log(r"hashing \S+ ended after \d+ of \d+ files")
+
+
+def test_a_folder_that_is_not_on_the_list_is_refused_before_any_stream(visit: Any, server: Server, console: Console) -> None:
+    """The page shows the reason that came with the status 400."""
+    console.allow("400")
+    page = visit("progress")
+    of(page, "folder-forbidden").check()
+    of(page, "start").click()
+    expect(of(page, "outcome-box")).to_contain_text("There is no such folder here")
+    expect(of(page, "outcome-box")).to_contain_text("400 unknown_folder")
+    expect_connection(page, "failed")
+    assert "stream closed path=/progress" not in server.log()
+
+
+# Chat
+
+# When each token was put into the page, in milliseconds.
+RECORD_TOKENS = """() => {
+  window.tokenTimes = [];
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes)
+      for (const node of addedNodes) if (node.className === "token") window.tokenTimes.push(performance.now());
+  }).observe(document.getElementById("messages"), { childList: true, subtree: true });
+}"""
+
+
+def test_chat_tokens_appear_one_by_one(visit: Any) -> None:
+    """Each token is shown when it comes, some fifty milliseconds after the one before, not in heaps."""
+    page = visit("chat")
+    page.evaluate(RECORD_TOKENS)
+    of(page, "prompt").fill("Tell me about the light, please")
+    of(page, "prompt").press("Enter")
+    expect_connection(page, "open")
+    expect(of(page, "meta")).to_have_text(re.compile(r"^\d+ tokens in [\d.]+ s$"), timeout=30_000)
+    times = page.evaluate("window.tokenTimes")
+    tokens = int(of(page, "meta").inner_text().split()[0])
+    assert len(times) == tokens >= 20
+    gaps = sorted(after - before for before, after in pairwise(times))
+    assert gaps[len(gaps) // 2] > 35
+    expect(of(page, "message-user")).to_have_text("Tell me about the light, please")
+    expect_connection(page, "closed")
+
+
+def test_an_answer_can_be_stopped(visit: Any, server: Server) -> None:
+    """“Stop” keeps what was said, ends the stream on the server, and lets the conversation go on."""
+    page = visit("chat")
+    of(page, "suggestion").first.click()
+    expect(page.locator(".token").nth(5)).to_be_attached()
+    of(page, "stop").click()
+    expect(of(page, "meta")).to_have_text("Stopped.")
+    closed = server.wait_for_log(r"path=/chat/events reason=disconnected \S+ events=(\d+)")
+    assert page.locator(".token").count() <= int(closed[1])
+    expect_connection(page, "closed")
+    of(page, "suggestion").nth(1).click()
+    expect(of(page, "message-assistant")).to_have_count(2)
+    expect(of(page, "message-assistant").nth(1).locator(".token").nth(3)).to_be_attached()
+
+
+def test_an_error_in_mid_answer_is_told_beside_what_was_said(visit: Any) -> None:
+    """The error event's message stands below the words that came before it."""
+    page = visit("chat")
+    of(page, "suggestion-error").click()
+    expect(of(page, "meta")).to_have_text("The model ran aground in the middle of its answer. (model_aground)")
+    assert page.locator(".token").count() == 12
+    expect_connection(page, "closed")
+
+
+def test_a_refused_login_at_the_provider_is_an_http_error(page: Page, serve: Serve, console: Console) -> None:
+    """Before the first token a failure is a 502 with the reason, which the page shows."""
+    console.allow("502")
+    with running_provider(lambda call: call.send_error(401)) as provider:
+        server = serve(APP, config=ROOT / "gunicorn.conf.py", env={"CHAT_BASE_URL": provider.base_url, "CHAT_MODEL": "large"})
+        page.goto(server.url("/chat/"))
+        expect(of(page, "model")).to_have_text("large")
+        of(page, "suggestion").first.click()
+        expect(of(page, "meta")).to_have_text("The model's provider doesn't accept our key. (502)")
+        expect_connection(page, "failed")
+
+
+def test_stopping_an_answer_hangs_up_on_the_provider(page: Page, serve: Serve) -> None:
+    """The provider's tokens pass through one by one, and when the reader stops, the provider's connection is closed."""
+    left = threading.Event()
+    more = threading.Event()
+
+    def speak_and_wait(call: Call) -> None:
+        call.begin()
+        call.say("One")
+        more.wait(10)
+        call.say(" two")
+        call.wait_until_left()
+        left.set()
+
+    with running_provider(speak_and_wait) as provider:
+        server = serve(APP, config=ROOT / "gunicorn.conf.py", env={"CHAT_BASE_URL": provider.base_url})
+        page.goto(server.url("/chat/"))
+        of(page, "suggestion").first.click()
+        spoken = of(page, "message-assistant").locator("p").first
+        expect(spoken).to_have_text("One")
+        more.set()
+        expect(spoken).to_have_text("One two")
+        of(page, "stop").click()
+        assert left.wait(2), "the provider's connection is still open"
+
+
+# Long job
+
+
+def test_a_job_with_heartbeats_takes_longer_than_its_deadline(visit: Any) -> None:
+    """Five steps of two seconds are all done under a deadline of three, which each of them has put off."""
+    page = visit("long_job")
+    of(page, "start").click()
+    expect(of(page, "step-1")).to_have_attribute("data-state", "working")
+    expect(of(page, "left")).to_have_text(re.compile(r"[0-3]\.\d s"))
+    expect(of(page, "outcome-box")).to_have_attribute("data-kind", "good", timeout=20_000)
+    for step in range(1, 6):
+        expect(of(page, f"step-{step}")).to_have_attribute("data-state", "done")
+    assert number(page, "beats") == 5
+    expect_connection(page, "closed")
+
+
+def test_a_forgotten_heartbeat_ends_the_job(visit: Any, server: Server) -> None:
+    """The step that forgets it fails with the error event's words, and the browser doesn't ask again."""
+    page = visit("long_job")
+    of(page, "forget").select_option("2")
+    of(page, "start").click()
+    expect(of(page, "outcome-box")).to_contain_text("error_type: timeout", timeout=10_000)
+    expect(of(page, "outcome-box")).to_contain_text("3 s has passed")
+    expect(of(page, "step-1")).to_have_attribute("data-state", "done")
+    expect(of(page, "step-2")).to_have_attribute("data-state", "failed")
+    expect(of(page, "step-3")).to_have_attribute("data-state", "waiting")
+    expect_connection(page, "closed")
+    server.wait_for_log(r"path=/long-job/events reason=timeout")
+    assert server.log().count('"GET /long-job/events') == 1
+
+
+# The parser of the pages that use fetch()
+
+READ = """async ([stream, sizes]) => {
+  const { EventStreamParser } = await import("/static/event-stream.js");
+  const bytes = Uint8Array.from(atob(stream), (character) => character.charCodeAt(0));
+  return sizes.map((size) => {
+    const decoder = new TextDecoder();
+    const parser = new EventStreamParser();
+    const events = [];
+    for (let start = 0; start < bytes.length; start += size) {
+      events.push(...parser.feed(decoder.decode(bytes.subarray(start, start + size), { stream: true })));
+    }
+    return [events.map(({ event, data, id }) => [event, data, id]), parser.lastEventId, parser.retry];
+  });
+}"""
+SMALL_BYTES = 20_000
+
+
+def test_the_parser_of_the_pages_follows_the_standard(page: Page, server: Server) -> None:
+    """Each conformance vector, whole and in slices of one, two and seven bytes, gives the events that the standard says."""
+    page.goto(server.url("/"))
+    for vector in decode_vectors():
+        sizes = [1, 2, 7, SMALL_BYTES] if len(vector.stream) < SMALL_BYTES else [len(vector.stream), 65_536]
+        events = [[event.browser_type, event.data, event.browser_last_event_id] for event in vector.events]
+        for result in page.evaluate(READ, [base64.b64encode(vector.stream).decode(), sizes]):
+            assert result == [events, vector.last_event_id, vector.retry], vector.name
+
+
+PARSED = """async (pieces) => {
+  const { EventStreamParser } = await import("/static/event-stream.js");
+  return pieces.map((texts) => {
+    const parser = new EventStreamParser();
+    return [texts.flatMap((text) => parser.feed(text)), parser.lastEventId, parser.retry];
+  });
+}"""
+
+
+def splits(text: str) -> Iterator[list[str]]:
+    """The text cut in two at each place, with an empty piece in between, and cut into single characters."""
+    for place in range(len(text) + 1):
+        yield [text[:place], "", text[place:]]
+    yield list(text)
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_the_parser_of_the_pages_reads_a_stream_cut_anywhere(page: Page, server: Server, line_end: str) -> None:
+    """Each way to cut a stream, with each line end, gives the same events."""
+    lines = [
+        ": comment",
+        "retry: 50",
+        "retry: 1x",
+        "id: 7",
+        "event: named",
+        "data: a",
+        "data:  b",
+        "data",
+        "",
+        "id",
+        "data:c",
+        "",
+        "",
+    ]
+    stream = line_end.join([*lines, "event: no data", "", "id: a\0b", "data: ü𝄞", "", "data: unfinished", ""])
+    expected = [
+        {"event": "named", "data": "a\n b\n", "id": "7"},
+        {"event": "message", "data": "c", "id": ""},
+        {"event": "message", "data": "ü𝄞", "id": ""},
+    ]
+    page.goto(server.url("/"))
+    pieces = list(splits(stream))
+    results = page.evaluate(PARSED, pieces)
+    for cut, (events, last_event_id, retry) in zip(pieces, results, strict=True):
+        assert events == expected, json.dumps(cut)
+        assert (last_event_id, retry) == ("", 50)

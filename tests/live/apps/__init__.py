@@ -1,0 +1,1 @@
+"""The apps that the live tests serve: real modules, as a user would write them."""

@@ -1,0 +1,69 @@
+#!/bin/sh
+# What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
+# `system.sh browser` to the Chromium and the driver that the browser tests drive. With apt-get, and as root or with a
+# sudo that asks for no password, it installs what is missing; else it says in one line what that is.
+set -eu
+
+has() {
+    command -v "$1" >/dev/null 2>&1
+}
+
+# Whether we may install, and how.
+apt_prefix() {
+    has apt-get || return 1
+    if [ "$(id -u)" = 0 ]; then
+        echo env
+    elif has sudo && sudo -n true 2>/dev/null; then
+        echo sudo -n
+    else
+        return 1
+    fi
+}
+
+# Installs Debian packages quietly; on failure shows what apt-get said and returns 1.
+apt_install() {
+    prefix=$(apt_prefix) || return 1
+    echo "Installing from the system's packages: $*"
+    said=$(mktemp)
+    if { $prefix apt-get update -qq &&
+        $prefix env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
+        >"$said" 2>&1 </dev/null; then
+        rm -f "$said"
+    else
+        tail -n 20 "$said" >&2
+        rm -f "$said"
+        return 1
+    fi
+}
+
+python() {
+    if ! has "$1"; then
+        echo "Missing: $1, Python 3.11 or later (another name: make PYTHON=...)" >&2
+        exit 1
+    fi
+    if ! "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "Missing: Python 3.11 or later; $1 is $("$1" -c 'import platform; print(platform.python_version())')" \
+            "(another one: make PYTHON=...)" >&2
+        exit 1
+    fi
+    # Debian keeps venv's pip in a package of its own.
+    if ! "$1" -c 'import ensurepip, venv' 2>/dev/null; then
+        package=python$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv
+        if ! apt_install "$package"; then
+            echo "Missing: Python's venv module (Debian and Ubuntu: apt-get install $package)" >&2
+            exit 1
+        fi
+    fi
+}
+
+browser() {
+    if has chromedriver && { has chromium || has chromium-browser || has google-chrome; }; then
+        return
+    fi
+    # The tests that need no browser are worth running all the same.
+    if ! apt_install chromium chromium-driver; then
+        echo "Missing for the browser tests: chromium and chromium-driver (chromedriver)" >&2
+    fi
+}
+
+"$@"

@@ -1,0 +1,67 @@
+"""What the README and the docs say is so: their code runs, their commands exist, their tables are complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from sseflask.config import Settings
+from sseflask.state import CloseReason, StreamState
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path) -> list[str]:
+    """The Python code of a page, block by block."""
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(page: Path) -> None:
+    """The blocks of a page run from top to bottom, in one namespace."""
+    namespace: dict[str, object] = {"__name__": f"docs_{page.stem}"}
+    for number, block in enumerate(blocks(page)):
+        exec(compile(block, f"{page.name}[{number}]", "exec"), namespace)
+    app = namespace.get("app")
+    assert bool(blocks(page)) == (app is not None)
+
+
+def test_the_readme_app_streams() -> None:
+    """The README's first app yields what it says."""
+    namespace: dict[str, object] = {"__name__": "docs_readme"}
+    source = blocks(ROOT / "README.md")[0].replace("time.sleep(1)", "time.sleep(0)")
+    exec(compile(source, "README.md", "exec"), namespace)
+    client = namespace["app"].test_client()  # type: ignore[attr-defined]
+    text = client.get("/count").get_data(as_text=True)
+    assert text == "".join(f'data: {{"count":{n}}}\n\n' for n in range(10))
+
+
+def test_each_make_command_of_the_readme_exists() -> None:
+    """Each `make …` that the README tells people to type is in the Makefile."""
+    told = set(re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text()))
+    there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert told and told <= there
+
+
+def test_each_setting_is_documented_with_its_default() -> None:
+    """docs/settings.md has each setting, with its default."""
+    rows = re.findall(r"^\| `(SSE_\w+)` \| (\S+) \|", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    defaults = {f"SSE_{field.name.upper()}": field.default for field in dataclasses.fields(Settings)}
+
+    def shown(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:g}"
+        return f'"{value}"' if isinstance(value, str) else "[]" if value == () else str(value)
+
+    assert dict(rows) == {name: shown(default) for name, default in defaults.items()}
+
+
+def test_states_and_reasons_are_documented() -> None:
+    """docs/streams.md names each state and each reason for an end."""
+    text = (ROOT / "docs/streams.md").read_text()
+    assert all(f"| {state.value} |" in text for state in StreamState)
+    assert all(f"`{reason.value}`" in text for reason in CloseReason)

@@ -1,0 +1,708 @@
+"""The examples without a browser: their models, their parsing, what they refuse, and what their pages promise."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import logging
+import re
+import socket
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from examples import chat, create_app, machine, progress
+from examples.catalogue import EXAMPLES
+from examples.chat import LocalModel, model_from
+from examples.endpoint import Endpoint, EndpointFailed
+from examples.markov import TOKEN, MarkovModel
+from examples.source import highlighted
+from sseflask import EventDecoder, ServerSentEvent, StreamClosed
+from tests.browser.provider import DONE, Behaviour, Call, piece, running_provider
+
+ROOT = Path(__file__).resolve().parents[1]
+LIGHTHOUSE = ROOT / "examples/texts/lighthouse.txt"
+QUESTION = [{"role": "user", "content": "Tell me about the tide."}]
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Flask:
+    """The examples, whose small model answers without a pause."""
+    for name in ("CHAT_BASE_URL", "CHAT_MODEL", "CHAT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    app = create_app()
+    app.extensions["chat_model"] = LocalModel(seconds_per_token=0)
+    return app
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """A client of the examples."""
+    return app.test_client()
+
+
+def events_of(body: bytes) -> list[ServerSentEvent]:
+    """The events of a whole stream."""
+    return EventDecoder().feed(body)
+
+
+def data_of(event: ServerSentEvent) -> Any:
+    """An event's data, decoded."""
+    assert isinstance(event.data, str)
+    return json.loads(event.data)
+
+
+class Clock:
+    """A `time` of its own, in which a sleep takes no time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.sleeps: list[float] = []
+
+    def monotonic(self) -> float:
+        """The seconds slept so far."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Sleeps at once."""
+        assert seconds >= 0
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
+# The pages
+
+
+class Elements(HTMLParser):
+    """Collects a page's elements."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keeps an element with its attributes."""
+        self.found.append((tag, dict(attrs)))
+
+
+PAGES = ("/", "/counter/", "/metrics/", "/progress/", "/chat/", "/long-job/")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_have_nothing_that_their_content_security_policy_forbids(client: FlaskClient, path: str) -> None:
+    """Each page says `default-src 'self'`, and holds no inline script or style and nothing from elsewhere."""
+    response = client.get(path)
+    assert response.status_code == 200
+    assert response.headers["Content-Security-Policy"].startswith("default-src 'self';")
+    for tag, attributes in Elements(response.text).found:
+        assert tag != "style"
+        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+        if tag == "script":
+            assert attributes.get("src")
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "/").startswith(("/", "#"))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_what_the_scripts_look_for_is_in_the_page(client: FlaskClient, path: str) -> None:
+    """Each id that a page's script asks for is in the page, once; so is each file that a script imports."""
+    elements = Elements(client.get(path).text).found
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    (script,) = [attributes["src"] for tag, attributes in elements if tag == "script"]
+    text = (ROOT / f"examples/{script}").read_text()
+    wanted = set(re.findall(r"""(?:element|getElementById)\("([\w-]+)"\)""", text))
+    assert wanted
+    assert wanted <= set(ids)
+    for imported in re.findall(r'from "\./([\w-]+\.js)"', text):
+        assert (ROOT / f"examples/static/{imported}").exists()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_a_page_shows_the_code_behind_it(client: FlaskClient, example: Any) -> None:
+    """The code on an example's page is its modules' source, character by character."""
+    page = client.get(f"/{example.name.replace('_', '-')}/").text
+    shown = [
+        html.unescape(re.sub(r"<[^>]+>", "", code)) for code in re.findall(r'<pre tabindex="0"><code>(.*?)</code>', page, re.DOTALL)
+    ]
+    assert shown == [Path(str(module.__file__)).read_text() for module in (example.module, *example.more)]
+
+
+@pytest.mark.parametrize(
+    "source", ["", "x = 1", 'f"{a!r:>{w}} <b>"\n', '"""\n&\n"""\n\n@d\ndef f(): pass  # <\n', "if x:\n    y\n\n\n"]
+)
+def test_highlighting_changes_no_character(source: str) -> None:
+    """Without its tags, highlighted code is the code."""
+    assert html.unescape(re.sub(r"<[^>]+>", "", highlighted(source))) == source
+
+
+def test_highlighting_marks_words_by_their_kind() -> None:
+    """Keywords, names being defined, decorators, strings, numbers and comments are told apart."""
+    marked = highlighted('@cache\ndef f():\n    return "a", 1  # why\n')
+    kinds = dict(re.findall(r'<span class="code-(\w+)">([^<]+)</span>', marked))
+    assert kinds == {
+        "decorator": "cache",
+        "keyword": "return",
+        "definition": "f",
+        "string": "&#34;a&#34;",
+        "number": "1",
+        "comment": "# why",
+    }
+
+
+# Counter
+
+
+@pytest.mark.parametrize(
+    ("last_event_id", "count"),
+    [(None, 1), ("41", 42), ("9", 10), ("0", 1), ("", 1), ("-5", 1), ("abc", 1), ("４", 1), ("9" * 5000, 1), ("1e3", 1)],
+)
+def test_the_counter_goes_on_after_the_last_event_id(client: FlaskClient, last_event_id: str | None, count: int) -> None:
+    """A count follows the one that the client saw last; an id that isn't a count begins anew."""
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id.encode().decode("latin-1")}
+    response = client.get("/counter/events?rest=1", headers=headers)
+    assert b"retry: 1000\n" in response.data
+    *before, event = events_of(response.data)
+    assert (event.id, data_of(event)) == (str(count), {"count": count})
+    assert event.event == ("milestone" if count == 10 else None)
+    assert [(notice.event, data_of(notice)) for notice in before] == ([("resumed", {"after": count - 1})] if count > 1 else [])
+
+
+def test_the_counter_hangs_up_at_each_multiple(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `rest` the stream ends after a multiple of it, so that the next one begins right after."""
+    monkeypatch.setattr("examples.counter.time", Clock())
+    body = app.test_client().get("/counter/events?rest=5", headers={"Last-Event-ID": "7"}).data
+    assert [event.id for event in events_of(body) if event.event != "resumed"] == ["8", "9", "10"]
+
+
+# Metrics
+
+STAT = "cpu  100 20 30 800 40 5 6 7 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\nintr 5\n"
+MEMINFO = "MemTotal:       1000 kB\nMemFree:         200 kB\nMemAvailable:    600 kB\nHugePages_Total:       0\n"
+NET_DEV = """Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:  999999     29    0    0    0     0          0         0   999999      29    0    0    0     0       0          0
+  eth0:    1000      4    0    0    0     0          0         0      300       3    0    0    0     0       0          0
+wlan0:2000      4    0    0    0     0          0         0      50       3    0    0    0     0       0          0
+"""
+
+
+def test_processor_times_are_parsed() -> None:
+    """User includes nice, system the interrupts, waiting the time that another guest of the host took."""
+    assert machine.Cpu.parse(STAT) == machine.Cpu(user=120, system=41, waiting=47, idle=800)
+
+
+def test_processor_times_of_an_old_kernel_are_parsed() -> None:
+    """Fields that a kernel doesn't have count as 0."""
+    assert machine.Cpu.parse("cpu 1 2 3 4\n") == machine.Cpu(user=3, system=3, waiting=0, idle=4)
+
+
+def test_processor_shares_are_those_of_the_time_between() -> None:
+    """Each share is in percent of all that passed between two readings; a counter that went back counts as 0."""
+    before, after = machine.Cpu(100, 50, 10, 1000), machine.Cpu(130, 60, 9, 1060)
+    assert after.percent_since(before) == {"user": 30.0, "system": 10.0, "waiting": 0.0}
+    assert before.percent_since(before) == {"user": 0.0, "system": 0.0, "waiting": 0.0}
+
+
+def test_network_bytes_are_summed_over_real_interfaces() -> None:
+    """The loopback doesn't count; a name may touch its number; an interface that went away makes no negative rate."""
+    network = machine.Network.parse(NET_DEV)
+    assert network == machine.Network(received=3000, sent=350)
+    assert network.rate_since(machine.Network(2000, 400), 0.5) == {"received": 2000, "sent": 0}
+
+
+def test_memory_and_load_are_parsed() -> None:
+    """Memory is in bytes, load in processes."""
+    assert machine.parse_memory(MEMINFO) == {"total": 1024_000, "used": 409_600, "cache": 409_600}
+    assert machine.parse_load("0.52 1.58 0.59 2/345 6789\n") == {"one": 0.52, "five": 1.58, "fifteen": 0.59}
+
+
+@pytest.mark.skipif(not machine.PROC.joinpath("stat").exists(), reason="no /proc here")
+def test_this_machine_can_be_read() -> None:
+    """A sample of this machine has every number that the page draws, in its bounds."""
+    before = machine.Reading.take()
+    sample: Any = machine.Reading.take().since(before)
+    json.dumps(sample)
+    assert 0 <= sum(sample["cpu"].values()) <= 100.2
+    assert 0 < sample["memory"]["used"] + sample["memory"]["cache"] <= sample["memory"]["total"]
+    assert min(*sample["load"].values(), *sample["network"].values()) >= 0
+
+
+def test_a_system_without_proc_gets_an_http_error(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first reading fails before the first event, so the answer is a 501 in JSON."""
+    monkeypatch.setattr(machine, "PROC", tmp_path)
+    response = client.get("/metrics/events")
+    assert (response.status_code, response.json) == (
+        501,
+        {"error": "These metrics come from /proc, which only Linux has.", "error_type": "no_proc"},
+    )
+
+
+# Progress
+
+
+@pytest.mark.parametrize("folder", ["", "/etc", "..", "stdlib/..", "STDLIB", "stdlib\0", "%2e%2e"])
+def test_only_listed_folders_are_hashed(client: FlaskClient, folder: str) -> None:
+    """Anything but a listed name is a 400 in JSON that names those there are; nothing is opened."""
+    response = client.get("/progress/events", query_string={"folder": folder})
+    assert response.status_code == 400
+    assert response.json == {
+        "error": "There is no such folder here; there are: stdlib, packages, sseflask.",
+        "error_type": "unknown_folder",
+    }
+
+
+def test_an_unknown_speed_is_refused(client: FlaskClient) -> None:
+    """A speed that isn't on the list is a 400 too."""
+    response = client.get("/progress/events?folder=sseflask&speed=0")
+    assert (response.status_code, response.json["error_type"]) == (400, "unknown_speed")  # type: ignore[index]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with files, an empty one, one in a folder below, caches, and links that lead out of it."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__/a.pyc").write_bytes(b"no")
+    (folder / "a.py").write_bytes(b"a" * 300_000)
+    (folder / "b.txt").write_bytes(b"")
+    (folder / "below/c.bin").write_bytes(bytes(range(256)) * 1000)
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "out").symlink_to(tmp_path)
+    return folder
+
+
+def run(report: progress.Report) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """All that a hashing reports, and its result."""
+    reports: list[dict[str, Any]] = []
+    while True:
+        try:
+            event = next(report)
+        except StopIteration as end:
+            return reports, end.value
+        assert event.event == "progress"
+        reports.append(data_of(event))
+
+
+def test_all_files_of_a_folder_are_hashed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in order and once, links aren't followed, and the reports rise to 100 %."""
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
+    reports, result = run(progress.hashing(folder, 0))
+    contents = [(folder / name).read_bytes() for name in ("a.py", "b.txt", "below/c.bin")]
+    digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()
+    assert (result["sha256"], result["files"], result["bytes"], result["skipped"]) == (digest, 3, 556_000, 0)
+    percents = [report["percent"] for report in reports]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+    assert [report["file"] for report in reports] == ["a.py"] * 3 + ["below/c.bin"] * 2 + [""]
+    assert reports[-1]["files"] == [3, 3]
+    assert reports[-1]["bytes"] == [556_000, 556_000]
+
+
+def test_an_empty_folder_is_done_at_once(tmp_path: Path) -> None:
+    """No files are 100 % of no files."""
+    reports, result = run(progress.hashing(tmp_path, 0))
+    assert [report["percent"] for report in reports] == [100]
+    assert result["files"] == 0
+
+
+def test_a_file_that_goes_away_is_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was there when the folder was listed and isn't any more counts as skipped; the end is 100 % all the same."""
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
+    report = progress.hashing(folder, 0)
+    next(report)
+    (folder / "below/c.bin").unlink()
+    reports, result = run(report)
+    assert (result["files"], result["skipped"]) == (2, 1)
+    assert reports[-1]["percent"] == 100
+
+
+def test_hashing_keeps_to_its_speed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 100,000 bytes a second, 556,000 bytes take five and a half seconds of sleep."""
+    clock = Clock()
+    monkeypatch.setattr("examples.progress.time", clock)
+    _, result = run(progress.hashing(folder, 100_000))
+    assert clock.now == pytest.approx(5.56)
+    assert result["seconds"] == 5.56
+
+
+def test_hashing_gives_way_after_each_chunk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two chunks, and between two folders, the others of the worker get their turn."""
+    clock = Clock()
+    monkeypatch.setattr("examples.progress.time", clock)
+    run(progress.hashing(folder, 0))
+    assert clock.sleeps == [0] * (3 + 2 + 2)
+
+
+def test_a_cancelled_hashing_stops_where_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is raised when the client leaves goes through, and the log says how far the work had got."""
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
+    report = progress.hashing(folder, 0)
+    next(report)
+    with caplog.at_level(logging.INFO), pytest.raises(StreamClosed):
+        report.throw(StreamClosed("disconnected"))
+    assert caplog.messages == ["hashing folder ended after 0 of 3 files"]
+
+
+def test_hashing_as_a_stream_has_a_start_and_a_complete_event(
+    client: FlaskClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream is `start`, reports, and `complete` with the result."""
+    monkeypatch.setitem(progress.FOLDERS, "mine", progress.Folder("Mine", folder))
+    response = client.get("/progress/events?folder=mine")
+    assert response.mimetype == "text/event-stream"
+    events = events_of(response.data)
+    assert [event.event for event in events] == ["start", "progress", "complete"]
+    assert data_of(events[-1])["result"]["files"] == 3
+
+
+# Long job
+
+
+def test_the_long_job_takes_its_steps(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step begins with a heartbeat that counts, and is done; the result says how many there were."""
+    monkeypatch.setattr("examples.long_job.STEP_SECONDS", 0)
+    events = events_of(client.get("/long-job/events").data)
+    assert [event.event for event in events] == ["start", *["step", "done"] * 5, "complete"]
+    assert all(data_of(event)["extended"] for event in events if event.event == "step")
+    assert data_of(events[-1])["result"] == {"steps": 5}
+
+
+def test_the_long_job_can_forget_its_heartbeat(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the given step on no heartbeat is sent."""
+    monkeypatch.setattr("examples.long_job.STEP_SECONDS", 0)
+    events = events_of(client.get("/long-job/events?forget=3").data)
+    assert [data_of(event)["extended"] for event in events if event.event == "step"] == [True, True, False, False, False]
+
+
+# The small model
+
+
+@pytest.fixture(scope="module")
+def markov() -> MarkovModel:
+    """The model of the chat."""
+    return MarkovModel.from_file(LIGHTHOUSE)
+
+
+def test_the_text_ships_with_the_example() -> None:
+    """There is enough of it to learn from, in paragraphs of whole sentences."""
+    text = LIGHTHOUSE.read_text(encoding="utf-8")
+    assert len(text) > 12_000
+    assert all(paragraph.strip()[-1] in ".!?" for paragraph in text.strip().split("\n\n"))
+
+
+def test_the_same_seed_says_the_same(markov: MarkovModel) -> None:
+    """An answer is repeated with its seed, also by another model trained on the same text, and differs with another seed."""
+    answers = ["".join(markov.generate("the tide", seed=seed)) for seed in range(10)]
+    assert answers == ["".join(MarkovModel.from_file(LIGHTHOUSE).generate("the tide", seed=seed)) for seed in range(10)]
+    assert len(set(answers)) >= 8
+
+
+@pytest.mark.parametrize("prompt", ["What does the radio hear at night?", "", "???", "xyzzy 🌊", "the " * 500])
+def test_an_answer_is_made_of_the_texts_words(markov: MarkovModel, prompt: str) -> None:
+    """Whatever is asked, the model speaks in words of its text, in whole sentences up to its limits, spaced as one writes."""
+    known = set(TOKEN.findall(LIGHTHOUSE.read_text()))
+    for seed in range(20):
+        words = list(markov.generate(prompt, seed=seed, sentences=3, max_tokens=500))
+        assert {word.strip() for word in words} <= known
+        text = "".join(words)
+        assert len(re.findall(r"[.!?]", text)) == 3
+        assert text[-1] in ".!?"
+        assert not re.search(r"\s[.,!?]|^\s|\s\s", text)
+        assert len(list(markov.generate(prompt, seed=seed, max_tokens=7))) == 7
+
+
+def test_an_answer_begins_where_the_text_speaks_of_what_was_asked(markov: MarkovModel) -> None:
+    """The first words are those of a sentence with the rarest word of the prompt in it."""
+    sentences = re.split(r"(?<=[.!?])\s+", LIGHTHOUSE.read_text())
+    openings = {" ".join(sentence.split()[:2]) for sentence in sentences if "barometer" in sentence}
+    for seed in range(10):
+        assert " ".join("".join(markov.generate("and the Barometer?", seed=seed)).split()[:2]) in openings
+
+
+def test_a_model_backs_off_to_what_it_knows() -> None:
+    """With fewer words in common with its text than its order, it goes on from those that it has."""
+    model = MarkovModel("a b c. a b d.", order=3)
+    said = {"".join(model.generate("", seed=seed, sentences=1)) for seed in range(40)}
+    assert said == {"a b c.", "a b d."}
+
+
+# Chat
+
+
+def ask(client: FlaskClient, messages: Any = QUESTION) -> Any:
+    """Asks the chat."""
+    return client.post("/chat/events", json={"messages": messages})
+
+
+def test_a_chat_answer_is_a_stream_of_tokens(client: FlaskClient) -> None:
+    """`start` names the model, each `content` has a piece of the answer, `complete` counts them."""
+    response = ask(client)
+    assert response.mimetype == "text/event-stream"
+    start, *contents, complete = events_of(response.data)
+    assert (start.event, data_of(start)["model"]) == ("start", LocalModel.name)
+    assert {event.event for event in contents} == {"content"}
+    result = data_of(complete)["result"]
+    assert (complete.event, result["tokens"], result["model"]) == ("complete", len(contents), LocalModel.name)
+
+
+def test_a_failure_in_mid_answer_is_an_error_event(client: FlaskClient) -> None:
+    """After the first token nothing but an event can tell of it."""
+    *_, last, error = events_of(ask(client, [{"role": "user", "content": "a Shipwreck?"}]).data)
+    assert last.event == "content"
+    told = data_of(error)
+    assert (error.event, told["error_type"], told["details"]) == ("error", "model_aground", {"tokens": 12})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"messages": []}',
+        b'{"messages": "hello"}',
+        b'{"messages": [{"role": "user", "content": " "}]}',
+        b'{"messages": [{"role": "user", "content": 5}]}',
+        b'{"messages": [{"role": "assistant", "content": "hello"}]}',
+        b'{"messages": [{"role": "system", "content": "obey"}, {"role": "user", "content": "hello"}]}',
+        b'{"messages": ["hello", {"role": "user", "content": "hello"}]}',
+    ],
+)
+def test_a_question_that_is_none_is_refused(client: FlaskClient, body: bytes) -> None:
+    """It is a 400 in JSON that says what would be right."""
+    response = client.post("/chat/events", data=body, content_type="application/json")
+    assert response.status_code == 400
+    assert response.json
+    assert response.json["error_type"] == "bad_request"
+    assert "role" in response.json["error"]
+
+
+@pytest.mark.parametrize("messages", [QUESTION * 41, [{"role": "user", "content": "x" * 8001}]])
+def test_a_conversation_that_is_too_long_is_refused(client: FlaskClient, messages: Any) -> None:
+    """It is a 413 that says what the limit is."""
+    response = ask(client, messages)
+    assert response.status_code == 413
+    assert "40 messages and 8000 characters" in response.json["error"]
+
+
+def test_the_conversation_is_passed_on_without_what_does_not_belong_to_it() -> None:
+    """Only roles and contents are taken over from the client."""
+    given = {"messages": [{"role": "assistant", "content": "a", "x": 1}, {"role": "user", "content": "b", "name": "n"}], "n": 99}
+    assert chat.messages_of(given) == [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+
+
+# Any OpenAI-compatible endpoint
+
+
+@pytest.fixture
+def answers() -> Any:
+    """All that an endpoint's model says when its provider behaves in some way."""
+
+    def answers(behaviour: Behaviour) -> list[str]:
+        with running_provider(behaviour) as provider:
+            return list(Endpoint(provider.base_url, model="large", timeout=5).answer(QUESTION))
+
+    return answers
+
+
+def speaking(*pieces: bytes) -> Behaviour:
+    """A provider that writes these bytes, one write each, and closes the connection."""
+
+    def speak(call: Call) -> None:
+        call.begin()
+        for data in pieces:
+            call.write(data)
+
+    return speak
+
+
+ROLE = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
+USAGE = b'data: {"choices": [], "usage": {"total_tokens": 3}}\n\n'
+FINISHED = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n'
+STREAM = b": hello\n\n" + ROLE + piece("One") + piece(" ü\u2028two") + FINISHED + USAGE + DONE
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [STREAM],
+        [STREAM.replace(b"\n", b"\r\n")],
+        [STREAM[:77], STREAM[77:200], STREAM[200:]],
+        [bytes([byte]) for byte in STREAM],
+        [STREAM, b"data: what comes after the end\n\n"],
+        [ROLE, piece("One"), piece(" ü\u2028two"), FINISHED],
+    ],
+    ids=["whole", "crlf", "pieces", "bytes", "more after the end", "no [DONE]"],
+)
+def test_an_endpoints_answer_is_read_however_it_arrives(answers: Any, pieces: list[bytes]) -> None:
+    """The pieces of the answer are the same, in whatever slices the bytes come."""
+    assert answers(speaking(*pieces)) == ["One", " ü\u2028two"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_chunked_answer_is_read_to_its_last_chunk(answers: Any, whole: bool) -> None:
+    """Chunks may end in the midst of an event; without the last one the answer has broken off."""
+
+    def speak_in_chunks(call: Call) -> None:
+        call.begin(Transfer_Encoding="chunked")
+        stream = ROLE + piece("One") + piece(" two")
+        for start in range(0, len(stream), 50):
+            data = stream[start : start + 50]
+            call.write(b"%x\r\n%s\r\n" % (len(data), data))
+        if whole:
+            call.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(FINISHED), FINISHED))
+
+    if whole:
+        assert answers(speak_in_chunks) == ["One", " two"]
+    else:
+        with pytest.raises(EndpointFailed, match="broke off"):
+            answers(speak_in_chunks)
+
+
+def test_the_request_to_an_endpoint_is_what_providers_expect() -> None:
+    """It asks for a stream of this model, with the key as a bearer token, at `/chat/completions` below the base URL."""
+    with running_provider(speaking(STREAM)) as provider:
+        environment = {"CHAT_BASE_URL": f"{provider.base_url}/", "CHAT_MODEL": "large", "CHAT_API_KEY": "secret"}
+        model = model_from(environment)
+        assert model.name == "large"
+        list(model.answer(QUESTION))
+        (call,) = provider.calls
+    assert call.path == "/v1/chat/completions"
+    assert call.headers["Authorization"] == "Bearer secret"
+    assert call.payload == {"model": "large", "messages": QUESTION, "stream": True}
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [piece("One")],
+        [piece("One"), b"data: {"],
+        [piece("One"), b"data: {]\n\n"],
+        [piece("One"), b"data: [1]\n\n"],
+        [piece("One"), b'data: {"choices": [null]}\n\n'],
+        [piece("One"), b'data: {"error": {"message": "our account is 1234"}}\n\n'],
+    ],
+    ids=["closed", "closed in mid-event", "no JSON", "no object", "no choice", "error"],
+)
+def test_an_answer_that_breaks_off_is_an_error(answers: Any, pieces: list[bytes]) -> None:
+    """What was said was said; then an error tells it, without what the provider says about itself."""
+    said: list[str] = []
+    with running_provider(speaking(*pieces)) as provider, pytest.raises(EndpointFailed) as failed:
+        said.extend(Endpoint(provider.base_url, model="large", timeout=5).answer(QUESTION))
+    assert said == ["One"]
+    assert failed.value.error_type == "provider_broke_off"
+    assert "1234" not in failed.value.message
+
+
+def test_a_provider_that_falls_silent_is_an_error() -> None:
+    """Each piece has a time by which it must come."""
+    over = threading.Event()
+
+    def fall_silent(call: Call) -> None:
+        call.begin()
+        call.say("One")
+        over.wait(10)
+
+    with running_provider(fall_silent) as provider:
+        answer = Endpoint(provider.base_url, model="large", timeout=0.2).answer(QUESTION)
+        assert next(answer) == "One"
+        with pytest.raises(EndpointFailed, match="broke off"):
+            next(answer)
+        over.set()
+
+
+def test_leaving_an_answer_closes_the_connection_to_the_provider() -> None:
+    """The provider sees that nobody listens any more."""
+    left = threading.Event()
+
+    def speak_on(call: Call) -> None:
+        call.begin()
+        call.say("One")
+        call.wait_until_left()
+        left.set()
+
+    with running_provider(speak_on) as provider:
+        answer = Endpoint(provider.base_url, model="large", timeout=5).answer(QUESTION)
+        assert next(answer) == "One"
+        answer.close()  # type: ignore[attr-defined]
+        assert left.wait(5)
+
+
+def unused_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("status", "error_type"),
+    [
+        (401, "provider_login"),
+        (403, "provider_login"),
+        (404, "model_unavailable"),
+        (429, "provider_busy"),
+        (500, "provider_error"),
+        (302, "provider_error"),
+    ],
+)
+def test_a_refusal_by_the_provider_is_an_http_error(monkeypatch: pytest.MonkeyPatch, status: int, error_type: str) -> None:
+    """Before the first token the client gets a 502 in JSON, not a stream; a redirect isn't followed, with our key or without."""
+
+    def refuse(call: Call) -> None:
+        call.begin(status, Location="/elsewhere", Content_Type="application/json")
+        call.write(b'{"error": {"message": "wrong key sk-1234"}}')
+
+    with running_provider(refuse) as provider:
+        monkeypatch.setenv("CHAT_BASE_URL", provider.base_url)
+        response = ask(create_app().test_client())
+        assert len(provider.calls) == 1
+    assert (response.status_code, response.mimetype) == (502, "application/json")
+    assert response.json["error_type"] == error_type
+    assert response.json["details"] == {"provider_status": status}
+    assert "1234" not in response.text
+
+
+def test_a_provider_that_cannot_be_reached_is_an_http_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens there: a 502 that says so."""
+    monkeypatch.setenv("CHAT_BASE_URL", f"http://127.0.0.1:{unused_port()}/v1")
+    response = ask(create_app().test_client())
+    assert (response.status_code, response.json["error_type"]) == (502, "provider_unreachable")
+
+
+def test_an_answer_that_is_no_stream_is_an_error(answers: Any) -> None:
+    """A page of HTML with the status 200 isn't an answer."""
+
+    def show_a_page(call: Call) -> None:
+        call.begin(Content_Type="text/html")
+        call.write(b"<p>Please log in")
+
+    with pytest.raises(EndpointFailed, match="broke off"):
+        answers(show_a_page)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "localhost:11434/v1", "ftp://example.org"])
+def test_a_base_url_that_is_none_is_refused_at_start_up(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The app doesn't start, and says what is wrong."""
+    monkeypatch.setenv("CHAT_BASE_URL", url)
+    with pytest.raises(ValueError, match="CHAT_BASE_URL must begin with http"):
+        create_app()
+
+
+def test_several_apps_live_side_by_side(app: Flask) -> None:
+    """The examples' one `SSE` object serves each app that `create_app` makes."""
+    other = create_app()
+    for each in (app, other):
+        assert each.test_client().get("/counter/events?rest=1").status_code == 200

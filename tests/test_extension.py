@@ -1,0 +1,760 @@
+"""`SSE` and `@sse.stream` in all their forms, through Flask's test client."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
+
+import pytest
+from flask import Blueprint, Flask, Response, abort, current_app, g, request, session, stream_with_context, url_for
+from flask.testing import FlaskClient
+from flask.views import MethodView, View
+
+from sseflask import (
+    SSE,
+    AlreadyInstalled,
+    EventDecoder,
+    EventSourceResponse,
+    InvalidSetting,
+    NoActiveStream,
+    ServerSentEvent,
+    StreamError,
+    current_stream,
+    heartbeat,
+    process,
+)
+from sseflask.config import Settings
+from tests.live.process import wait_until
+
+TWO = b"data: one\n\ndata: two\n\n"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
+@pytest.fixture
+def app() -> Flask:
+    """An app without an `SSE`."""
+    app = Flask("app")
+    app.secret_key = "secret"
+    return app
+
+
+@pytest.fixture
+def sse(app: Flask) -> SSE:
+    """One that is installed on the app."""
+    return SSE(app)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """The app's client."""
+    return app.test_client()
+
+
+def two() -> Iterator[str]:
+    """Two events."""
+    yield "one"
+    yield "two"
+
+
+class TestForms:
+    """What `@sse.stream` decorates."""
+
+    def test_bare(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """`@sse.stream` makes a stream of a generator view, with the headers of one."""
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[Any]:
+            yield "text"
+            yield b"bytes"
+            yield {"json": [1, None]}
+            yield ServerSentEvent("full", event="note", id="a1", retry=5000)
+            yield None
+
+        reply = client.get("/")
+        assert reply.status_code == 200
+        assert reply.data == (
+            b'data: text\n\ndata: bytes\n\ndata: {"json":[1,null]}\n\n'
+            b"id: a1\nevent: note\nretry: 5000\ndata: full\n\ndata: null\n\n"
+        )
+        assert reply.headers["Content-Type"] == EVENT_STREAM
+        assert reply.headers["Cache-Control"] == "no-cache, no-transform"
+        assert reply.headers["X-Accel-Buffering"] == "no"
+        assert "Content-Length" not in reply.headers
+
+    def test_with_options(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """`@sse.stream(...)` does with options."""
+        app.get("/")(sse.stream(retry=5, keepalive=1, timeout=10, max_age=10)(two))
+        assert client.get("/").data == b"retry: 5\n\n" + TWO
+
+    def test_empty_parentheses(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """`@sse.stream()` is `@sse.stream`."""
+        app.get("/")(sse.stream()(two))
+        assert client.get("/").data == TWO
+
+    def test_function_that_returns_a_generator(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A view that returns a generator works in its own context first."""
+
+        @app.get("/<name>")
+        @sse.stream
+        def view(name: str) -> Iterator[str]:
+            if name == "bad":
+                abort(404)
+            return two()
+
+        assert client.get("/good").data == TWO
+        assert client.get("/bad").status_code == 404
+
+    @pytest.mark.parametrize(
+        "make", [lambda: iter(["one", "two"]), lambda: map(str, ["one", "two"]), lambda: (x for x in ("one", "two"))]
+    )
+    def test_function_that_returns_an_iterator(self, app: Flask, sse: SSE, client: FlaskClient, make: Any) -> None:
+        """Any iterator is streamed."""
+        app.add_url_rule("/", view_func=sse.stream(lambda **_: make()), endpoint="view")
+        assert client.get("/").data == TWO
+
+    def test_method_view(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A method of a class-based view can be decorated, and one of its methods left alone."""
+
+        class Jobs(MethodView):
+            @sse.stream
+            def get(self, job: int) -> Iterator[str]:
+                yield f"job {job}"
+
+            def post(self, job: int) -> str:
+                return f"posted {job}"
+
+        app.add_url_rule("/<int:job>", view_func=Jobs.as_view("jobs"))
+        assert client.get("/7").data == b"data: job 7\n\n"
+        assert client.post("/7").data == b"posted 7"
+
+    def test_decorators_of_a_view_class(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """`@sse.stream` can stand among the decorators of a class-based view."""
+
+        class Count(View):
+            decorators = [sse.stream]  # noqa: RUF012 - as Flask's documentation does
+
+            def dispatch_request(self) -> Any:
+                yield "counted"
+
+        app.add_url_rule("/", view_func=Count.as_view("count"))
+        assert client.get("/").data == b"data: counted\n\n"
+
+    @pytest.mark.parametrize(
+        ("rest", "status", "header"),
+        [((201,), 201, None), (({"X-A": "b"},), 200, "b"), ((202, {"X-A": "b"}), 202, "b"), ((202, [("X-A", "c")]), 202, "c")],
+    )
+    def test_tuple(self, app: Flask, sse: SSE, client: FlaskClient, rest: tuple[Any, ...], status: int, header: str | None) -> None:
+        """An iterator may come with a status and headers."""
+        app.get("/")(sse.stream(lambda: (two(), *rest)))
+        reply = client.get("/")
+        assert (reply.status_code, reply.headers.get("X-A"), reply.data) == (status, header, TWO)
+        assert reply.headers["Content-Type"] == EVENT_STREAM
+
+    @pytest.mark.parametrize(
+        ("result", "status", "content_type", "body"),
+        [
+            (("no", 403), 403, "text/html; charset=utf-8", b"no"),
+            (("", 204), 204, "text/html; charset=utf-8", b""),
+            ({"a": 1}, 200, "application/json", b'{"a":1}\n'),
+            ([1, 2], 200, "application/json", b"[1,2]\n"),
+            ("text", 200, "text/html; charset=utf-8", b"text"),
+            (b"bytes", 200, "text/html; charset=utf-8", b"bytes"),
+            (Response("own", status=418, mimetype="text/plain"), 418, "text/plain; charset=utf-8", b"own"),
+        ],
+        ids=repr,
+    )
+    def test_passing_through(
+        self, app: Flask, sse: SSE, client: FlaskClient, result: Any, status: int, content_type: str, body: bytes
+    ) -> None:
+        """Any other result is what it would be without us."""
+        app.get("/")(sse.stream(lambda: result))
+        reply = client.get("/")
+        assert (reply.status_code, reply.headers["Content-Type"], reply.data) == (status, content_type, body)
+        assert "X-Accel-Buffering" not in reply.headers
+
+    def test_event_source_response_passes_through(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A view that makes its own stream response has its own options."""
+        app.get("/")(sse.stream(retry=1)(lambda: EventSourceResponse(two(), retry=2)))
+        assert client.get("/").data == b"retry: 2\n\n" + TWO
+
+    def test_name_and_wrapped(self, sse: SSE) -> None:
+        """The view keeps its name and documentation, which endpoints are made of."""
+        assert sse.stream(two).__name__ == "two"
+        assert sse.stream(two).__doc__ == two.__doc__
+
+    def test_async_generator(self, sse: SSE) -> None:
+        """An asynchronous generator function is refused at once, by its name."""
+
+        async def ticks() -> AsyncIterator[str]:
+            yield "never"
+
+        with pytest.raises(TypeError, match=r"ticks is an asynchronous generator function; @sse\.stream takes a plain one"):
+            sse.stream(ticks)
+        with pytest.raises(TypeError, match="ticks"):
+            sse.stream(retry=5)(ticks)
+
+    def test_iterator_without_throw(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """An iterator that is no generator, and yields what can't be sent, ends with the error event."""
+        app.get("/")(sse.stream(lambda: iter(["one", object(), "two"])))
+        first, error = EventDecoder().feed(client.get("/").data)
+        assert (first.data, error.event) == ("one", "error")
+
+    def test_invalid_item(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """What can't be sent is raised at its `yield`: a generator can go on."""
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[Any]:
+            try:
+                yield object()
+            except ValueError:
+                yield "instead"
+
+        assert client.get("/").data == b"data: instead\n\n"
+
+
+class TestContexts:
+    """What a generator sees."""
+
+    def test_request(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """Request, form, files, session, app and addresses are there, and a fresh `g` with what was named."""
+
+        @app.before_request
+        def load() -> None:
+            g.user, g.other = "ada", "not copied"
+
+        @app.post("/<name>")
+        @sse.stream(g=("user", "missing"))
+        def view(name: str) -> Iterator[Any]:
+            yield [name, request.form["a"], request.files["f"].read().decode(), request.args["q"]]
+            yield [session["seen"], current_app.name, url_for("view", name="x"), g.user, "other" in g, "missing" in g]
+
+        with client.session_transaction() as before:
+            before["seen"] = 5
+        reply = client.post("/n?q=1", data={"a": "b", "f": (io.BytesIO(b"file"), "f.txt")})
+        first, second = EventDecoder().feed(reply.data)
+        assert first.data == '["n","b","file","1"]'
+        assert second.data == '[5,"app","/x","ada",false,false]'
+
+    def test_session_before_the_first_event(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """What the generator changes in the session before its first event is saved."""
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            session["from"] = "generator"
+            yield "one"
+
+        assert client.get("/").data == b"data: one\n\n"
+        with client.session_transaction() as after:
+            assert after["from"] == "generator"
+
+    def test_teardown(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """The view's contexts are torn down before the generator runs, the generator's when it ends."""
+        told: list[str] = []
+        app.teardown_appcontext(lambda _: told.append("teardown"))
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            told.append("generator")
+            yield "one"
+
+        client.get("/").close()
+        wait_until(lambda: told == ["teardown", "generator", "teardown"])
+
+    @pytest.mark.parametrize(
+        ("path", "headers", "expected"),
+        [
+            ("/", {}, "null"),
+            ("/", {"Last-Event-ID": "a1"}, "a1"),
+            ("/", {"Last-Event-ID": ""}, "null"),
+            ("/", {"Last-Event-ID": "é".encode().decode("latin-1")}, "é"),
+            ("/?lastEventId=q", {}, "q"),
+            ("/?last_event_id=q", {}, "q"),
+            ("/?lastEventId=q", {"Last-Event-ID": "h"}, "h"),
+        ],
+    )
+    def test_last_event_id(
+        self, app: Flask, sse: SSE, client: FlaskClient, path: str, headers: dict[str, str], expected: str
+    ) -> None:
+        """A generator sees what its client saw last: from the header, else from the query."""
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[Any]:
+            yield current_stream.last_event_id
+
+        assert client.get(path, headers=headers).text == f"data: {expected}\n\n"
+
+    def test_outside_a_stream(self, sse: SSE) -> None:
+        """What works only inside a stream says so elsewhere."""
+        assert not current_stream
+        for call in (lambda: current_stream.send("x"), heartbeat, sse.heartbeat, sse.release):
+            with pytest.raises(NoActiveStream, match="only inside the generator of an event stream"):
+                call()
+
+    def test_body_too_large(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A body beyond the app's limit is 413, and no generator runs."""
+        app.config["MAX_CONTENT_LENGTH"] = 10
+        ran: list[bool] = []
+
+        @app.post("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            ran.append(True)
+            yield "never"
+
+        assert client.post("/", data=b"x" * 100).status_code == 413
+        assert ran == []
+
+
+class TestErrors:
+    """What a generator raises."""
+
+    def test_before_the_first_event(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """An error before the first event goes through the app's handlers."""
+
+        @app.errorhandler(KeyError)
+        def handle(error: KeyError) -> Any:
+            return {"handled": error.args[0], "name": request.endpoint}, 409
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            raise KeyError("job")
+            yield "never"
+
+        reply = client.get("/")
+        assert (reply.status_code, reply.json) == (409, {"handled": "job", "name": "view"})
+
+    def test_propagated_in_tests(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """An app under test lets an unhandled error through to the test, as for any view."""
+        app.testing = True
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            raise ZeroDivisionError("seen by the test")
+            yield "never"
+
+        with pytest.raises(ZeroDivisionError, match="seen by the test"):
+            client.get("/")
+
+    def test_stream_error(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A `StreamError` is JSON with its status, also where the view raises it."""
+
+        @app.get("/generator")
+        @sse.stream
+        def generator() -> Iterator[str]:
+            raise StreamError("used up", error_type="quota", details={"left": 0}, status=429)
+            yield "never"
+
+        @app.get("/view")
+        def view() -> str:
+            raise StreamError("used up", error_type="quota", details={"left": 0}, status=429)
+
+        for path in ("/generator", "/view"):
+            reply = client.get(path)
+            assert reply.status_code == 429
+            told = reply.get_json()
+            assert told.pop("timestamp").endswith("Z")
+            assert told == {"error": "used up", "error_type": "quota", "details": {"left": 0}}
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_own_handler_for_stream_errors(self, app: Flask, client: FlaskClient, before: bool) -> None:
+        """The app's own handler for `StreamError` counts, whether it was registered before or after the extension."""
+        handler: Any = lambda error: (f"own {error.message}", 418)  # noqa: E731 - an untyped handler
+        if before:
+            app.register_error_handler(StreamError, handler)
+        sse = SSE(app)
+        if not before:
+            app.register_error_handler(StreamError, handler)
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            raise StreamError("used up")
+            yield "never"
+
+        reply = client.get("/")
+        assert (reply.status_code, reply.text) == (418, "own used up")
+
+    @pytest.mark.parametrize(
+        ("debug", "error_type", "message"),
+        [(False, "internal_error", "an error ended the stream"), (True, "LookupError", "details")],
+    )
+    def test_after_the_first_event(
+        self, app: Flask, sse: SSE, client: FlaskClient, debug: bool, error_type: str, message: str
+    ) -> None:
+        """An error after the first event is the error event, generic unless the app is in debug mode."""
+        app.debug = debug
+        app.config["SSE_ERROR_EVENT"] = "not read any more"
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            yield "one"
+            raise LookupError("details")
+
+        one, error = EventDecoder().feed(client.get("/").data)
+        assert (one.data, error.event) == ("one", "error")
+        assert error.data is not None
+        assert f'"error":"{message}","error_type":"{error_type}"' in error.data
+
+
+class TestLifecycle:
+    """`lifecycle=`."""
+
+    def test_start_and_complete(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """The stream begins with `start` and what is added, ends with `complete` and the result, and isn't run again after it."""
+        ran: list[int] = []
+
+        @app.get("/")
+        @sse.stream(lifecycle={"title": "work"})
+        def view() -> Generator[Any, None, Any]:
+            ran.append(1)
+            yield 1
+            return {"total": 1}
+
+        decoder = EventDecoder()
+        start, one, complete = decoder.feed(client.get("/").data)
+        assert start.data is not None and complete.data is not None
+        assert (start.event, one.data, complete.event) == ("start", "1", "complete")
+        assert '"title":"work"' in start.data
+        assert '"result":{"total":1}' in complete.data
+        assert decoder.last_event_id == complete.id
+        again = client.get("/", headers={"Last-Event-ID": decoder.last_event_id})
+        assert (again.status_code, again.data, ran) == (204, b"", [1])
+
+    def test_error(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """An error event ends the lifecycle in place of `complete`, with a final id."""
+
+        @app.get("/")
+        @sse.stream(lifecycle=True)
+        def view() -> Iterator[Any]:
+            yield 1
+            raise StreamError("used up")
+
+        start, _, error = EventDecoder().feed(client.get("/").data)
+        assert (start.event, error.event) == ("start", "error")
+        assert client.get("/", headers={"Last-Event-ID": error.id or ""}).status_code == 204
+
+
+class TestNegotiation:
+    """`negotiate=True`."""
+
+    @pytest.fixture(autouse=True)
+    def view(self, app: Flask, sse: SSE) -> None:
+        """Adds the views."""
+
+        @app.get("/")
+        @sse.stream(negotiate=True, retry=7)
+        def view() -> Iterator[Any]:
+            yield "text"
+            yield ServerSentEvent({"n": 1}, event="tick", id="t1")
+
+        @app.get("/late")
+        @sse.stream(negotiate=True)
+        def late() -> Iterator[Any]:
+            yield "text"
+            raise StreamError("used up", status=429)
+
+        @app.get("/large")
+        @sse.stream(negotiate=True)
+        def large() -> Iterator[Any]:
+            for _ in range(20_000):
+                yield "x" * 1000
+
+    def test_json(self, client: FlaskClient) -> None:
+        """A client that accepts JSON and no event stream gets the events as one JSON array."""
+        reply = client.get("/", headers={"Accept": "application/json"})
+        assert reply.headers["Content-Type"] == "application/json"
+        assert reply.json == [
+            {"event": "message", "data": "text", "id": None},
+            {"event": "tick", "data": {"n": 1}, "id": "t1"},
+        ]
+        assert "Accept" in reply.headers["Vary"]
+
+    @pytest.mark.parametrize("accept", [None, "*/*", "text/event-stream", "text/event-stream, application/json"])
+    def test_event_stream(self, client: FlaskClient, accept: str | None) -> None:
+        """Any other client gets the stream."""
+        reply = client.get("/", headers={} if accept is None else {"Accept": accept})
+        assert reply.headers["Content-Type"] == EVENT_STREAM
+        assert reply.data.startswith(b"retry: 7\n\ndata: text\n\n")
+        assert "Accept" in reply.headers["Vary"]
+
+    def test_error(self, client: FlaskClient) -> None:
+        """An error at any time is its HTTP status, since nothing has been sent."""
+        reply = client.get("/late", headers={"Accept": "application/json"})
+        assert (reply.status_code, (reply.json or {})["error"]) == (429, "used up")
+
+    def test_too_large(self, client: FlaskClient) -> None:
+        """More events than `SSE_RUN_BYTES` are an error, not a memory that grows."""
+        reply = client.get("/large", headers={"Accept": "application/json"})
+        assert (reply.status_code, (reply.json or {})["error_type"]) == (500, "too_large")
+
+
+class TestEventSourceResponse:
+    """The response, used directly."""
+
+    @pytest.mark.parametrize("iterable", [["one", "two"], ("one", "two"), iter(["one", "two"])], ids=type)
+    def test_iterables(self, app: Flask, sse: SSE, client: FlaskClient, iterable: Any) -> None:
+        """Anything iterable is streamed."""
+        app.get("/")(lambda: EventSourceResponse(iterable))
+        assert client.get("/").data == TWO
+
+    def test_headers_and_status(self, app: Flask, client: FlaskClient) -> None:
+        """Headers and status can be set, on an app without an `SSE` too, whose settings count."""
+        app.config["SSE_RETRY"] = 9
+
+        @app.get("/")
+        def view() -> Response:
+            response = EventSourceResponse(two(), headers={"X-A": "b", "Cache-Control": "no-store"})
+            response.status_code = 201
+            response.set_cookie("c", "d")
+            return response
+
+        reply = client.get("/")
+        assert (reply.status_code, reply.data) == (201, b"retry: 9\n\n" + TWO)
+        assert (reply.headers["X-A"], reply.headers["Cache-Control"]) == ("b", "no-store")
+        assert reply.headers["Set-Cookie"].startswith("c=d")
+
+    @pytest.mark.parametrize("iterable", [5, None, object()])
+    def test_not_iterable(self, app: Flask, iterable: Any) -> None:
+        """What can't be iterated is refused."""
+        with app.test_request_context(), pytest.raises(TypeError):
+            EventSourceResponse(iterable)
+
+    def test_wrong_option(self, app: Flask) -> None:
+        """A wrong option is refused by its name."""
+        with app.test_request_context(), pytest.raises(InvalidSetting, match="keepalive is 0; it must be"):
+            EventSourceResponse(two(), keepalive=0)
+
+    def test_asked_for_its_bytes(self, app: Flask) -> None:
+        """Code that asks for the whole body gets an error instead of waiting for an endless stream's end."""
+        with app.test_request_context():
+            response = EventSourceResponse(two())
+            with pytest.raises(RuntimeError):
+                response.get_data()
+            response.close()
+
+    def test_never_sent(self, app: Flask) -> None:
+        """A response that is dropped before it is sent closes its generator, and calls those who wait for its close."""
+        called: list[str] = []
+
+        def generate() -> Iterator[str]:
+            called.append("ran")
+            yield "never"
+
+        with app.test_request_context():
+            response = EventSourceResponse(generate())
+            response.call_on_close(lambda: called.append("closed"))
+            response.close()
+            response.close()
+        assert called == ["closed"]
+        assert response.event_stream.closed
+
+    def test_head(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """HEAD runs no generator and leaves no stream."""
+        ran: list[bool] = []
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            ran.append(True)
+            yield "never"
+
+        opened = process.current().opened
+        reply = client.head("/")
+        assert (reply.status_code, reply.data, reply.headers["Content-Type"]) == (200, b"", EVENT_STREAM)
+        assert (ran, process.current().opened) == ([], opened)
+
+    def test_call_on_close(self, app: Flask, client: FlaskClient) -> None:
+        """What is to be called when the response is closed is called once, when the stream has ended."""
+        calls: list[str] = []
+
+        @app.get("/")
+        def view() -> Response:
+            def generate() -> Iterator[str]:
+                yield "one"
+                calls.append("generator")
+
+            response = EventSourceResponse(generate())
+            response.call_on_close(lambda: calls.append("closed"))
+            return response
+
+        client.get("/").close()
+        wait_until(lambda: calls == ["generator", "closed"])
+
+    def test_after_request(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """Functions that run after the view can add headers."""
+
+        @app.after_request
+        def add(response: Response) -> Response:
+            response.headers["X-Added"] = "yes"
+            return response
+
+        app.get("/")(sse.stream(two))
+        reply = client.get("/")
+        assert (reply.headers["X-Added"], reply.data) == ("yes", TWO)
+
+    def test_stream_with_context(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A generator that Flask has wrapped to keep the view's context streams, too."""
+
+        @app.get("/<name>")
+        @sse.stream
+        def view(name: str) -> Iterator[str]:
+            def generate() -> Iterator[str]:
+                yield request.path
+
+            return stream_with_context(generate())
+
+        assert client.get("/x").data == b"data: /x\n\n"
+
+
+class TestInstalling:
+    """`SSE`, as a blueprint and as an extension."""
+
+    def test_register(self, app: Flask) -> None:
+        """Registering the blueprint installs the extension, with the app's settings as they are then."""
+        app.config["SSE_RETRY"] = 5
+        sse = SSE()
+        app.register_blueprint(sse, url_prefix="/events")
+        app.config["SSE_RETRY"] = 6
+        installed = app.extensions["sse"]
+        assert (installed.sse, installed.settings.retry) == (sse, 5)
+        assert isinstance(installed.settings, Settings)
+        assert app.blueprints == {"sse": sse}
+
+    @pytest.mark.parametrize("options", [{}, {"url_prefix": None}, {"url_prefix": ""}, {"url_prefix": "/"}])
+    def test_without_a_prefix(self, app: Flask, options: dict[str, Any]) -> None:
+        """A missing or empty `url_prefix` is refused by its name, and nothing is installed."""
+        with pytest.raises(InvalidSetting, match=r"url_prefix is .*; it must be a path of its own .*/events"):
+            app.register_blueprint(SSE(), **options)
+        assert "sse" not in app.extensions
+        assert app.blueprints == {}
+
+    @pytest.mark.parametrize("options", [{}, {"url_prefix": None}])
+    def test_prefix_of_the_object(self, app: Flask, options: dict[str, Any]) -> None:
+        """The prefix may be given where the object is made, as for any blueprint."""
+        app.register_blueprint(SSE(url_prefix="/events"), **options)
+        assert "sse" in app.extensions
+
+    def test_init_app_twice(self, app: Flask) -> None:
+        """A second `init_app`, and a registration after it, change nothing."""
+        sse = SSE()
+        sse.init_app(app)
+        installed = app.extensions["sse"]
+        sse.init_app(app)
+        app.register_blueprint(sse, url_prefix="/events")
+        assert app.extensions["sse"] is installed
+
+    @pytest.mark.parametrize(
+        "install",
+        [
+            SSE,
+            lambda app: SSE().init_app(app),
+            lambda app: app.register_blueprint(SSE(name="other"), url_prefix="/other"),
+        ],
+        ids=["SSE(app)", "init_app", "register_blueprint"],
+    )
+    def test_a_second_one(self, app: Flask, install: Any) -> None:
+        """A second `SSE` on one app is refused clearly, and the first one stays."""
+        first = SSE(app)
+        with pytest.raises(AlreadyInstalled, match=r"<Flask 'app'> has an SSE already: one object serves all its streams"):
+            install(app)
+        assert app.extensions["sse"].sse is first
+        assert app.blueprints == {}
+
+    def test_wrong_setting(self, app: Flask) -> None:
+        """A wrong setting is refused when the blueprint is registered, and nothing is installed."""
+        app.config["SSE_RETRY"] = "soon"
+        with pytest.raises(InvalidSetting, match="SSE_RETRY is 'soon'; it must be None or a whole number of milliseconds"):
+            app.register_blueprint(SSE(), url_prefix="/events")
+        assert "sse" not in app.extensions
+        assert app.blueprints == {}
+
+    def test_renamed(self, app: Flask) -> None:
+        """A blueprint by another name is the same extension."""
+        sse = SSE(name="live")
+        app.register_blueprint(sse, url_prefix="/live")
+        assert (list(app.blueprints), app.extensions["sse"].sse) == (["live"], sse)
+
+    def test_renamed_at_registration(self, app: Flask, client: FlaskClient) -> None:
+        """It may be registered twice, by two names, as any blueprint."""
+        sse = SSE()
+        sse.get("/two")(sse.stream(two))
+        app.register_blueprint(sse, url_prefix="/a")
+        app.register_blueprint(sse, url_prefix="/b", name="again")
+        assert list(app.blueprints) == ["sse", "again"]
+        assert [client.get(path).data for path in ("/a/two", "/b/two")] == [TWO, TWO]
+
+    def test_nested(self, app: Flask, client: FlaskClient) -> None:
+        """It may be nested in other blueprints, and so may the views that it streams."""
+        sse = SSE()
+        sse.get("/own")(sse.stream(two))
+        inner, outer = Blueprint("inner", __name__), Blueprint("outer", __name__)
+
+        @inner.get("/view")
+        @sse.stream
+        def view() -> Iterator[str]:
+            yield f"{url_for('.view')} {request.blueprint}"
+
+        @inner.errorhandler(LookupError)
+        def handle(error: LookupError) -> Any:
+            return "by the inner blueprint", 410
+
+        @inner.get("/fails")
+        @sse.stream
+        def fails() -> Iterator[str]:
+            raise LookupError
+            yield "never"
+
+        inner.register_blueprint(sse, url_prefix="/sse")
+        outer.register_blueprint(inner, url_prefix="/inner")
+        app.register_blueprint(outer, url_prefix="/outer")
+        assert app.extensions["sse"].sse is sse
+        assert list(app.blueprints) == ["outer", "outer.inner", "outer.inner.sse"]
+        assert client.get("/outer/inner/sse/own").data == TWO
+        assert client.get("/outer/inner/view").data == b"data: /outer/inner/view outer.inner\n\n"
+        reply = client.get("/outer/inner/fails")
+        assert (reply.status_code, reply.data) == (410, b"by the inner blueprint")
+
+    def test_several_apps(self) -> None:
+        """One object serves several apps, each by its own settings."""
+        sse = SSE()
+        apps = []
+        for retry in (1, 2):
+            app = Flask(f"app-{retry}")
+            app.config["SSE_RETRY"] = retry
+            app.get("/")(sse.stream(two))
+            app.register_blueprint(sse, url_prefix="/events")
+            apps.append(app)
+        assert [app.test_client().get("/").data for app in apps] == [b"retry: 1\n\n" + TWO, b"retry: 2\n\n" + TWO]
+
+    def test_factory_called_twice(self) -> None:
+        """A factory with a module's `SSE` can be called again, as tests do."""
+        sse = SSE()
+
+        def create_app() -> Flask:
+            app = Flask("app")
+            app.register_blueprint(sse, url_prefix="/events")
+            app.get("/")(sse.stream(two))
+            return app
+
+        assert [create_app().test_client().get("/").data for _ in range(2)] == [TWO, TWO]
+
+    def test_stats(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """The process's counters move with its streams."""
+        app.get("/")(sse.stream(two))
+        before = sse.stats()
+        assert client.get("/").data == TWO
+        wait_until(lambda: sse.stats()["streams"] == before["streams"])
+        after = sse.stats()
+        assert after["streams_opened"] == before["streams_opened"] + 1
+        assert after["events_sent"] == before["events_sent"] + 2
+        assert after["bytes_sent"] == before["bytes_sent"] + len(TWO)
+        assert after["streams_closed"]["completed"] == before["streams_closed"].get("completed", 0) + 1
