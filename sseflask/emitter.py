@@ -27,6 +27,7 @@ class Subscriber(Protocol):
 
     def is_behind(self, seq: int, now: float) -> bool:
         """Whether it hasn't got as far as entry `seq`, though its client reads."""
+        ...
 
 
 class Channel:

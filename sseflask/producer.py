@@ -39,6 +39,7 @@ class Runner(Protocol):
 
     def stack(self) -> str:
         """Where the producer is, as lines of a traceback."""
+        ...
 
 
 class ThreadRunner:

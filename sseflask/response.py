@@ -39,12 +39,14 @@ class Handover(Protocol):
 
     def runner(self) -> Runner:
         """What runs the stream's producer."""
+        ...
 
     def offer(self) -> None:
         """Says that the response about to start is a stream."""
 
     def take(self, stream: Stream, handoff: Handoff) -> bool:
         """Takes the client's socket over, if the response that was started allows it. Returns whether it did."""
+        ...
 
 
 class Source(Protocol):

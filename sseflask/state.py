@@ -81,9 +81,11 @@ class Sink(Protocol):
 
     def write(self, data: bytes) -> bool:
         """Hands over whole frames, without waiting. Returns whether more may follow before `wait`."""
+        ...
 
     def write_batch(self, batch: Batch) -> bool:
         """As `write`, for frames that many clients get."""
+        ...
 
     def wait(self) -> None:
         """Waits until the client has taken what was written, or the sink has ended."""
@@ -109,6 +111,7 @@ class Producer(Protocol):
 
     def stack(self) -> str:
         """Where the producer is, as lines of a traceback."""
+        ...
 
 
 class Keeper(Protocol):

@@ -193,7 +193,7 @@ class Subscription:
             # If all had closed before, the client waits for what they are used for next.
             self._closed = closed if len(closed) < len(channels) else set()
         if self._selection.is_plain:
-            self._ring = self._broker.log.find(channels[0])
+            self._ring = self._broker.log.find(next(iter(channels)))
         self.resume()
 
     def discard(self) -> None:

@@ -30,6 +30,7 @@ class Waker(Protocol):
 
     def give_way(self) -> bool:
         """Lets the streams run for a moment. Returns False where that can't be done."""
+        ...
 
 
 class Broker(abc.ABC):

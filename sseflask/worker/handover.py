@@ -55,14 +55,18 @@ class Turn:
 class GreenletRunner:
     """Runs a producer in a greenlet, into which its interruption can be raised wherever it waits."""
 
-    __slots__ = ("_greenlet", "give_way")
+    __slots__ = ("_greenlet", "_turn")
 
     def __init__(self, turn: Turn) -> None:
-        self.give_way: Callable[[], None] = turn.give_way
+        self._turn = turn
 
     def start(self, producer: GeneratorProducer) -> None:
         """Begins `producer.run()`, at the hub's next turn."""
         self._greenlet = gevent.spawn_raw(producer.run)
+
+    def give_way(self) -> None:
+        """Lets others run, if generators have had their slice of this turn."""
+        self._turn.give_way()
 
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises the interruption where the greenlet waits; from the hub, which may switch to any greenlet."""
