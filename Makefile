@@ -2,6 +2,7 @@
 #
 #   make PYTHON=python3.12 test      another interpreter (3.11 or later), for a new .venv
 #   make test ARGS="-k headers -x"   arguments for pytest
+#   make bench ARGS=--quick          arguments for the benchmarks
 #   BIND=127.0.0.1:9000 make demo    another address
 
 PYTHON ?= python3
@@ -18,13 +19,14 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_CACHE_DIR=$(abspath $
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format clean
+.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format bench clean
 
 help:
 	@echo "make demo    serve the examples at http://$(BIND)"
 	@echo "make test    run the whole test suite (ARGS=... for pytest)"
 	@echo "make lint    ruff, mypy and pyright"
 	@echo "make format  let ruff format the code and fix what it can"
+	@echo "make bench   measure beside the others, and write docs/benchmarks.md (ARGS=...)"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -55,8 +57,11 @@ format: $(VENV)/.lint
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+bench: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks all --save $(ARGS)
+
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) benchmarks/.env build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -78,4 +83,9 @@ $(VENV)/.test: $(VENV)/.python $(PACKAGING)
 $(VENV)/.lint: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what checks it"
 	@$(INSTALL) '.[lint]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.bench: $(VENV)/.python $(PACKAGING)
+	@echo "Installing the package and what the benchmarks' plots need"
+	@$(INSTALL) '.[bench]'
 	@touch $@ $(VENV)/.demo

@@ -14,7 +14,7 @@ from typing import Any
 from flask import Blueprint, render_template, request
 from markupsafe import Markup
 
-from . import chat, counter, endpoint, long_job, machine, markov, metrics, progress
+from . import board, chat, counter, endpoint, long_job, machine, markov, metrics, notifications, progress
 from .source import highlighted
 from .streaming import sse
 
@@ -80,6 +80,18 @@ EXAMPLES = (
         "Long job",
         "A job with a deadline that each step extends; let it forget to, and see the stream time out.",
         ("timeout", "heartbeat", "StreamTimeout"),
+    ),
+    Example(
+        notifications,
+        "Notifications",
+        "What one page publishes rings a bell in every other, and a page that may have missed something says so.",
+        ("publish", "subscribe", "stream-open", "stream-reset", "signals"),
+    ),
+    Example(
+        board,
+        "Board",
+        "A board of cards that all visitors move at once: each page starts from a snapshot and follows live.",
+        ("snapshot", "replay", "stream-reset"),
     ),
 )
 

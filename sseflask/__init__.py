@@ -7,6 +7,7 @@ from .emitter import EventEmitter
 from .errors import (
     AlreadyInstalled,
     BrokerUnavailable,
+    EventTooLarge,
     InvalidChannel,
     InvalidEvent,
     InvalidSetting,
@@ -33,6 +34,7 @@ __all__ = [
     "EventDecoder",
     "EventEmitter",
     "EventSourceResponse",
+    "EventTooLarge",
     "InvalidChannel",
     "InvalidEvent",
     "InvalidSetting",

@@ -21,7 +21,7 @@ Authorize = Callable[[str, str], object]
 ACTIONS: Final = ("subscribe", "publish", "inspect")
 COOKIE: Final = "sse_token"
 _SALT: Final = "sseflask.token"
-_SECRET: Final = re.compile(r"([?&]token=)[^&\s\"]*")
+_SECRET: Final = re.compile(r"((?:^|[?&\s'\"])" + "".join(f"(?:{c}|%{ord(c):x})" for c in "token") + r"=)[^&\s'\"]*", re.IGNORECASE)
 
 
 class Refused(SSEError):
@@ -43,7 +43,7 @@ class Token:
     """What a signed token allows.
 
     Attributes:
-        channels: Glob patterns of channels.
+        channels: The channels' names; a name that looks like a pattern is none.
         action: What may be done with them.
         expires: The Unix second at which it stops to count.
     """
@@ -54,7 +54,7 @@ class Token:
 
     def allows(self, action: str, channel: str) -> bool:
         """Whether it is for this."""
-        return action == self.action and any(fnmatch.fnmatchcase(channel, pattern) for pattern in self.channels)
+        return action == self.action and channel in self.channels
 
 
 def sign(app: Flask, token: Token) -> str:
@@ -66,24 +66,30 @@ def sign(app: Flask, token: Token) -> str:
     return str(_serializer(app).dumps([list(token.channels), token.action, token.expires]))
 
 
-def presented(app: Flask) -> Token | None:
+def presented(app: Flask, action: str) -> Token | None:
     """The token of the current request: `?token=`, `Authorization: Bearer` or the cookie; None if there is none.
 
+    The cookie counts only for reading: a browser sends it along with what other sites have it post.
+
     Raises:
-        Refused: It is not one of ours, or has expired.
+        Refused: There is none that is ours, or it has expired.
     """
-    text = request.args.get("token") or _bearer() or request.cookies.get(COOKIE)
-    if not text:
-        return None
-    try:
-        # Compared in constant time; the signature comes first, so what is inside is ours.
-        channels, action, expires = _serializer(app).loads(text)
-    except BadData:
-        raise Refused(401, "the token is not valid") from None
-    token = Token(tuple(channels), action, expires)
-    if token.expires <= time.time():
-        raise Refused(401, "the token has expired")
-    return token
+    texts = [request.args.get("token"), _bearer(), request.cookies.get(COOKIE) if action == "subscribe" else None]
+    is_expired = False
+    given = [text for text in texts if text]
+    for text in given:
+        try:
+            # Compared in constant time; the signature comes first, so what is inside is ours.
+            channels, allowed, expires = _serializer(app).loads(text)
+        except BadData:
+            # A bearer token may be for something else of the app's.
+            continue
+        if expires > time.time():
+            return Token(tuple(channels), allowed, expires)
+        is_expired = True
+    if given:
+        raise Refused(401, "the token has expired" if is_expired else "the token is not valid")
+    return None
 
 
 def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authorize | None, public: tuple[str, ...]) -> float | None:
@@ -108,26 +114,26 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
             continue
         if authorize is not None and authorize(action, channel):
             continue
-        token = token or presented(app)
+        token = token or presented(app, action)
         if token is None or not token.allows(action, channel):
             raise Refused(403, f"this channel is not open to you: {channel}")
     return None if token is None else token.expires - time.time()
 
 
 class RedactTokens(logging.Filter):
-    """Keeps tokens out of access logs."""
+    """Keeps tokens out of the servers' logs."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Replaces the token in a line that has one."""
         line = record.getMessage()
-        if "token=" in line:
-            record.msg, record.args = _SECRET.sub(r"\1[redacted]", line), ()
+        if "=" in line and (redacted := _SECRET.sub(r"\1[redacted]", line)) != line:
+            record.msg, record.args = redacted, ()
         return True
 
 
-def redact_access_logs() -> None:
-    """Sees to it that the access logs of gunicorn and Werkzeug show no token. A second call does nothing."""
-    for name in ("gunicorn.access", "werkzeug"):
+def redact_server_logs() -> None:
+    """Sees to it that the logs of gunicorn and Werkzeug show no token. A second call does nothing."""
+    for name in ("gunicorn.access", "gunicorn.error", "werkzeug"):
         logger = logging.getLogger(name)
         if not any(isinstance(known, RedactTokens) for known in logger.filters):
             logger.addFilter(RedactTokens())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .emitter import Listener
-from .errors import InvalidChannel, InvalidEvent
+from .errors import EventTooLarge, InvalidChannel, InvalidEvent
 from .event import ServerSentEvent, to_event
 from .log import EventId
 
@@ -52,7 +52,8 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
     """An event, if it may be published.
 
     Raises:
-        InvalidEvent: It has neither data nor a name to dispatch, its id could not be found again, or it is too large.
+        InvalidEvent: It has no data, or its id could not be found again.
+        EventTooLarge: It has more bytes than that.
     """
     if event.data is None:
         raise InvalidEvent("data", None, "an event on a channel needs data")
@@ -63,9 +64,10 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
             raise InvalidEvent("id", own, "browsers don't send spaces at the edges of an id back")
         if EventId.parse(own) is not None:
             raise InvalidEvent("id", own, "ids of this form are the broker's own")
-    # What the broker adds, an id line, is small beside the least limit that there is.
-    if len(event.data) > max_bytes or (len(event.data) * 4 > max_bytes and len(event.encode()) > max_bytes):
-        raise InvalidEvent("data", event.data, f"the event has more bytes than SSE_MAX_EVENT_BYTES allows, {max_bytes}")
+    # Only what might be too large is encoded to see: a character is 4 bytes at the most, a line end 7 with the next line's name.
+    characters = len(event.data) + len(event.event or "") + len(event.comment or "")
+    if characters * 7 + len(own or "") * 4 + 64 > max_bytes and (size := len(event.encode())) > max_bytes:
+        raise EventTooLarge(event.data, size, max_bytes)
     return event
 
 

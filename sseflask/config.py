@@ -101,7 +101,8 @@ class Settings:
         open_timeout: Seconds that the response headers wait for a generator's first event; at least 0.
         max_age: Seconds after which a stream ends cleanly, so that its client reconnects; None for no limit.
         retry: Milliseconds that a client waits before it reconnects, told to it when its stream opens; None says nothing.
-        send_timeout: Seconds that a client may leave what was sent to it unread before its stream is cut; above 0.
+        send_timeout: Seconds that a client may take nothing of what was sent to it before its stream is cut; above 0. Whatever it
+            takes gives it the same time again.
         max_event_bytes: Bytes that one encoded event may have; at least 1024.
         run_bytes: Bytes of events that are kept for one run: those that `negotiate=True` collects into one JSON array.
         max_streams: Streams that one worker keeps open; None for the soft limit of open files less 64.

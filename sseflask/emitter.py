@@ -18,12 +18,16 @@ Listener = Callable[[ServerSentEvent], Any]
 class Subscriber(Protocol):
     """A stream that reads channels' logs."""
 
-    def pump(self, now: float) -> None:
-        """Gives the client what lies after the stream's cursor, if it takes anything.
+    def pump(self, now: float) -> bool:
+        """Gives the client what lies after the stream's cursor, if it takes anything, for half a millisecond or so.
 
         Args:
             now: The monotonic second.
+
+        Returns:
+            Whether there is more that it would take.
         """
+        ...
 
     def is_behind(self, seq: int, now: float) -> bool:
         """Whether it hasn't got as far as entry `seq`, though its client reads."""
@@ -67,7 +71,7 @@ class EventEmitter:
         Args:
             history: Names the channels that have a history; called under the lock.
         """
-        self.lock = native.lock()
+        self.lock = native.Lock()
         self._history = history
         self._channels: dict[str, Channel] = {}
         self._queue: collections.deque[tuple[str, ServerSentEvent]] = collections.deque()
@@ -149,8 +153,7 @@ class EventEmitter:
                 channel, event = self._queue.popleft()
                 listeners = self._taken(channel)
             try:
-                for listener in listeners:
-                    _call(listener, channel, event)
+                _call_all(listeners, channel, event)
             finally:
                 self._is_flushing = False
 
@@ -180,8 +183,15 @@ class EventEmitter:
             self._channels.pop(channel.name, None)
 
 
-def _call(listener: Listener, channel: str, event: ServerSentEvent) -> None:
-    try:
-        listener(event)
-    except Exception:
-        log.exception("a listener on the channel %r failed", channel)
+def _call_all(listeners: list[Listener], channel: str, event: ServerSentEvent) -> None:
+    """Calls each, whatever one raises; what isn't an `Exception` ends the caller, but only when all have been called."""
+    fatal: BaseException | None = None
+    for listener in listeners:
+        try:
+            listener(event)
+        except Exception:
+            log.exception("a listener on the channel %r failed", channel)
+        except BaseException as error:
+            fatal = fatal or error
+    if fatal is not None:
+        raise fatal

@@ -31,6 +31,20 @@ class InvalidEvent(SSEError, ValueError):
         self.problem = problem
 
 
+class EventTooLarge(InvalidEvent):
+    """An event has more bytes than `SSE_MAX_EVENT_BYTES` allows.
+
+    Attributes:
+        size: The bytes that it has.
+        limit: The bytes that it may have.
+    """
+
+    def __init__(self, value: object, size: int, limit: int) -> None:
+        super().__init__("data", value, f"the event has {size} bytes, SSE_MAX_EVENT_BYTES allows {limit}")
+        self.size = size
+        self.limit = limit
+
+
 class InvalidChannel(SSEError, ValueError):
     """A channel can't have this name.
 

@@ -53,13 +53,18 @@ class Installation:
         Raises:
             BrokerUnavailable: Other processes serve the app too, and nothing joins them.
         """
+        if self.settings.broker_url == "auto" and (
+            process.current().workers > 1 or (has_request_context() and request.environ.get("wsgi.multiprocess"))
+        ):
+            raise BrokerUnavailable(
+                "several processes serve this app, and an event published in one would not reach the streams of the others: "
+                "run one worker, or set SSE_BROKER_URL to memory:// if each is to have channels of its own"
+            )
         pid = os.getpid()
         broker = self._brokers.get(pid)
         if broker is None:
+            # Two threads may come here together: the listeners are in the broker before anyone else sees it.
             broker = self._brokers.setdefault(pid, self._make_broker())
-            # Those that were there before it: added once, by whoever comes first.
-            for name, listener in self.sse.listeners:
-                broker.emitter.on(name, listener)
         return broker
 
     @property
@@ -69,18 +74,16 @@ class Installation:
 
     def _make_broker(self) -> Broker:
         settings, here = self.settings, process.current()
-        if settings.broker_url == "auto" and (here.workers > 1 or (has_request_context() and request.environ["wsgi.multiprocess"])):
-            raise BrokerUnavailable(
-                "several processes serve this app, and an event published in one would not reach the streams of the others: "
-                "run one worker, or set SSE_BROKER_URL to memory:// if each is to have channels of its own"
-            )
-        return MemoryBroker(
+        broker = MemoryBroker(
             here.waker,
             here.timer.call_every_second,
             history=settings.history,
             history_seconds=settings.history_seconds,
             history_bytes=settings.history_bytes,
         )
+        for name, listener in self.sse.listeners:
+            broker.emitter.on(name, listener)
+        return broker
 
 
 class SSE(Blueprint):
@@ -142,7 +145,7 @@ class SSE(Blueprint):
         if installed is None:
             app.extensions[KEY] = Installation(self, Settings.from_config(app.config))
             self._installed.append(weakref.ref(app))
-            auth.redact_access_logs()
+            auth.redact_server_logs()
             for kind, answer in views.ANSWERS.items():
                 if kind not in app.error_handler_spec[None][None]:
                     app.register_error_handler(kind, answer)
@@ -355,9 +358,7 @@ class SSE(Blueprint):
     ) -> Response:
         """What `subscribe` and the routes have in common: names that are checked, and a token's end."""
         installation = self._app_installation()
-        most = installation.settings.max_channels_per_stream
-        if not 1 <= len(channels) <= most:
-            raise InvalidSubscription(f"a stream has 1 to {most} channels (SSE_MAX_CHANNELS_PER_STREAM), not {len(channels)}")
+        self.check_count(channels)
         if has_request_context() and is_final_id(last_event_id()):
             return Response(status=204)
         return SubscriptionResponse(
@@ -368,6 +369,18 @@ class SSE(Blueprint):
             snapshot=snapshot,
             expires_in=expires_in,
         )
+
+    def check_count(self, channels: tuple[str, ...]) -> None:
+        """Checks that a subscription to so many channels can be had.
+
+        Raises:
+            InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
+        """
+        if not channels:
+            raise InvalidSubscription("name a channel: subscribe(NAME), or ?channel=NAME, once for each, or in the path")
+        most = self.settings.max_channels_per_stream
+        if len(channels) > most:
+            raise InvalidSubscription(f"a stream has 1 to {most} channels (SSE_MAX_CHANNELS_PER_STREAM), not {len(channels)}")
 
     # Who may.
 
@@ -392,7 +405,7 @@ class SSE(Blueprint):
         with the error event `token_expired`.
 
         Args:
-            channels: Their names, or glob patterns.
+            channels: Their names.
             action: `"subscribe"` or `"publish"`.
             expires_in: Seconds for which it counts; above 0.
 

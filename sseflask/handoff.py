@@ -48,7 +48,7 @@ class Handoff:
         self._pending: list[bytes] = []
         self._size = 0
         # Unpatched: whoever holds it runs on to its release, so that no frame falls between this sink and the next.
-        self._changed = threading.Condition(native.lock())
+        self._changed = threading.Condition(native.Lock())  # type: ignore[arg-type]
         self._finished = False
         self._aborted = False
         self._opened = False

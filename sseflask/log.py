@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import heapq
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from .decoder import EventDecoder
@@ -140,15 +140,16 @@ class ChannelLog:
         held: Whether somebody listens: the ring stays then, though it be empty.
     """
 
-    __slots__ = ("_batches", "ended", "entries", "held", "last", "limit", "name", "size")
+    __slots__ = ("_batched", "_batches", "ended", "entries", "held", "last", "limit", "name", "size")
 
-    def __init__(self, name: str, last: int, limit: int) -> None:
+    def __init__(self, name: str, last: int, limit: int, *, ended: bool = False, batched: set[ChannelLog] | None = None) -> None:
         self.name = name
         self.last = last
         self.limit = limit
         self.size = 0
-        self.ended = False
+        self.ended = ended
         self.held = False
+        self._batched = batched
         self.entries: collections.deque[Entry] = collections.deque()
         self._batches: dict[int, Batch] = {}
 
@@ -175,14 +176,14 @@ class ChannelLog:
         self.size = 0
         self._batches = {}
 
-    def misses_after(self, cursor: int) -> bool:
-        """Whether an entry after `cursor` was there and can't be read any more."""
+    def missing_after(self, cursor: int) -> int:
+        """The number of the newest entry after `cursor` that was there and can't be read any more; 0 if there is none."""
         if cursor >= self.last:
-            return False
+            return 0
         for entry in self.entries:
             if entry.seq > cursor:
-                return entry.prev > cursor
-        return True
+                return entry.prev if entry.prev > cursor else 0
+        return self.last
 
     def after(self, cursor: int) -> list[Entry]:
         """The entries after `cursor`, oldest first."""
@@ -214,7 +215,13 @@ class ChannelLog:
         batch = Batch(taken)
         if len(self._batches) < KEPT_BATCHES:
             self._batches[cursor] = batch
+            if self._batched is not None:
+                self._batched.add(self)
         return batch
+
+    def forget_batches(self) -> None:
+        """Lets go of the batches that were made for clients at some cursors."""
+        self._batches = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -259,7 +266,10 @@ class Log:
         self._channels: dict[str, ChannelLog] = {}
         # Those that have entries, in the order of their last one: in which they expire and give way.
         self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
-        self._remembered: collections.OrderedDict[str, int] = collections.OrderedDict()
+        # Of channels without a ring: the number of the last entry, and whether that was an end.
+        self._remembered: collections.OrderedDict[str, tuple[int, bool]] = collections.OrderedDict()
+        # The rings that may hold batches, which don't count against the bytes: they live until the next `expire`.
+        self._batched: set[ChannelLog] = set()
         self._id_line = f"id: {epoch}-".encode()
 
     def __len__(self) -> int:
@@ -318,13 +328,17 @@ class Log:
         """The ring of a channel, made if there is none."""
         log = self._channels.get(name)
         if log is None:
-            last = self._remembered.pop(name, self.floor)
-            log = self._channels[name] = ChannelLog(name, last, self._limit)
+            last, ended = self._remembered.pop(name, (self.floor, False))
+            log = self._channels[name] = ChannelLog(name, last, self._limit, ended=ended, batched=self._batched)
         return log
 
     def find(self, name: str) -> ChannelLog | None:
         """The ring of a channel; None if there is none."""
         return self._channels.get(name)
+
+    def capacity(self, ring: ChannelLog) -> int:
+        """How many entries a ring may be expected to keep: its limit, or what it has if the bytes are more than half used."""
+        return ring.limit if self.size * 2 < self._bytes else max(len(ring.entries), 1)
 
     def names(self) -> list[str]:
         """The channels that have a ring."""
@@ -335,7 +349,7 @@ class Log:
         """The head: after it lies what is yet to be published."""
         return EventId(self.epoch, self.seq)
 
-    def resume(self, channels: Iterable[str], last_event_id: str) -> Resumption:
+    def resume(self, channels: Collection[str], last_event_id: str) -> Resumption:
         """Where a client goes on that says it saw `last_event_id` last.
 
         After a reset it reads what is retained: of another life or an unknown id all, of this one what lies after its position.
@@ -343,19 +357,22 @@ class Log:
         position = EventId.parse(last_event_id)
         if position is None:
             found = [entry.seq for entry in self._entries(channels) if entry.user_id == last_event_id]
-            return Resumption(found[0]) if len(found) == 1 else Resumption(0, "unknown_id")
+            if len(found) != 1:
+                return Resumption(0, "unknown_id")
+            position = EventId(self.epoch, found[0])
         if position.epoch != self.epoch or position.seq > self.seq:
             # A position beyond the head is one of another life too, whatever it calls itself.
             return Resumption(0, "epoch")
-        missing = any(self.misses_after(channel, position.seq) for channel in channels)
+        missing = any(self.missing_after(channel, position.seq) for channel in channels)
         return Resumption(position.seq, "history" if missing else None)
 
-    def misses_after(self, channel: str, cursor: int) -> bool:
-        """Whether an entry of the channel after `cursor` was there, or may have been, and can't be read any more."""
+    def missing_after(self, channel: str, cursor: int) -> int:
+        """The number of the newest entry of a channel after `cursor` that was, or may have been, and can't be read; 0 if none."""
         log = self._channels.get(channel)
         if log is not None:
-            return log.misses_after(cursor)
-        return cursor < self._remembered.get(channel, self.floor)
+            return log.missing_after(cursor)
+        last, _ = self._remembered.get(channel, (self.floor, False))
+        return last if last > cursor else 0
 
     def merged(self, channels: Iterable[str], cursor: int) -> Iterator[Entry]:
         """The entries of several channels after `cursor`, in the order of publication."""
@@ -377,6 +394,9 @@ class Log:
 
     def expire(self, now: float) -> None:
         """Forgets the entries of channels whose last one is too old."""
+        for batched in self._batched:
+            batched.forget_batches()
+        self._batched.clear()
         oldest = now - self._seconds
         while self._filled:
             log = next(iter(self._filled.values()))
@@ -414,10 +434,10 @@ class Log:
         del self._channels[log.name]
         if log.last <= self.floor:
             return
-        self._remembered[log.name] = log.last
+        self._remembered[log.name] = (log.last, log.ended)
         self._remembered.move_to_end(log.name)
         if len(self._remembered) > REMEMBERED_CHANNELS:
-            _, forgotten = self._remembered.popitem(last=False)
+            _, (forgotten, _) = self._remembered.popitem(last=False)
             self.floor = max(self.floor, forgotten)
 
 

@@ -6,8 +6,8 @@ import collections
 import logging
 import os
 import resource
+import threading
 import time
-import urllib.parse
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -56,9 +56,9 @@ class Process:
         self.timer = Timer()
         self.waker: Waker = ThreadWaker()
         self.workers = 1
-        self.run: Callable[[list[Callable[[], object]]], object] = call_all
+        self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
         self._clients: dict[str, int] = {}
-        self._lock = native.lock()
+        self._lock = native.Lock()
 
     def admit(self, stream: Stream, settings: Settings) -> str | None:
         """Counts a stream in, until it is closed.
@@ -99,7 +99,10 @@ class Process:
         """Logs and counts a producer that still runs long after its stream's end."""
         self.stuck += 1
         log.warning(
-            "the generator of the stream at %s still runs after its stream ended (%s):\n%s", stream.path, stream.reason, stack
+            "the generator of the stream at %s still runs after its stream ended (%s):\n%s",
+            stream.quoted_path,
+            stream.reason,
+            stack,
         )
 
     def stats(self) -> dict[str, Any]:
@@ -137,17 +140,27 @@ class Process:
         if reason is CloseReason.SLOW:
             self.counted["slow_clients"] += 1
         callbacks = [*callbacks, *signals.calls(stream, reason)]
-        if callbacks:
-            self.run(callbacks)
-        log.info(
-            "stream closed path=%s reason=%s seconds=%.3f events=%d bytes=%d id=%s",
-            urllib.parse.quote(stream.path),
-            reason.value,
-            stream.seconds(time.monotonic()),
-            stream.events_sent,
-            stream.bytes_sent,
-            stream.id,
-        )
+        seconds = stream.seconds(time.monotonic())
+        self.run([lambda: _log_end(stream, reason, seconds), *callbacks])
+
+    def _run_here(self, callbacks: list[Callable[[], object]]) -> None:
+        """Calls them where the end was noticed, unless others would wait for them there."""
+        if self.timer.is_running_here():
+            threading.Thread(target=call_all, args=(callbacks,), name="sseflask-callbacks", daemon=True).start()
+        elif not self.waker.defer(lambda: call_all(callbacks)):
+            call_all(callbacks)
+
+
+def _log_end(stream: Stream, reason: CloseReason, seconds: float) -> None:
+    log.info(
+        "stream closed path=%s reason=%s seconds=%.3f events=%d bytes=%d id=%s",
+        stream.quoted_path,
+        reason.value,
+        seconds,
+        stream.events_sent,
+        stream.bytes_sent,
+        stream.id,
+    )
 
 
 _processes: Final[dict[int, Process]] = {}

@@ -93,8 +93,8 @@ class GeneratorProducer:
         self._running = False
         self._before_first: Callable[[], None] | None = None
 
-    def start(self, runner: Runner, response: Response) -> None:
-        """Begins to run.
+    def start(self, runner: Runner, response: Response) -> bool:
+        """Begins to run; False if the stream has ended before.
 
         Args:
             runner: What runs it.
@@ -103,8 +103,10 @@ class GeneratorProducer:
         self._runner = runner
         if (context := self._context) is not None:
             self._before_first = lambda: context.save_session(response)
-        self.stream.start(self)
+        if not self.stream.start(self):
+            return False
         runner.start(self)
+        return True
 
     def discard(self) -> None:
         """Closes a generator that never ran."""
@@ -202,13 +204,13 @@ class GeneratorProducer:
     def _failed(self, error: BaseException) -> None:
         stream, handoff = self.stream, self._handoff
         if stream.closed:
-            log.error("the generator of the stream at %s raised after the stream's end", stream.path, exc_info=error)
+            log.error("the generator of the stream at %s raised after the stream's end", stream.quoted_path, exc_info=error)
         elif handoff is not None and handoff.claim_failure():
             failure = self._as_failure(error)
             stream.end(CloseReason.ERROR)
             handoff.fail(failure)
         else:
-            log.error("the generator of the stream at %s raised", stream.path, exc_info=error)
+            log.error("the generator of the stream at %s raised", stream.quoted_path, exc_info=error)
             stream.fail(error)
 
     def _as_failure(self, error: BaseException) -> Failure:

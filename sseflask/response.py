@@ -34,6 +34,13 @@ HEADERS: Final = {
 }
 
 
+#: The limit that is named when the worker takes no more streams.
+STOPPING: Final = "the worker is stopping"
+
+#: Ends of a stream whose collected events aren't all of them.
+CUT_SHORT: Final = (CloseReason.SHUTDOWN, CloseReason.MAX_AGE, CloseReason.EXPIRED)
+
+
 class Handover(Protocol):
     """What `StreamWorker` puts into `environ`."""
 
@@ -52,8 +59,12 @@ class Handover(Protocol):
 class Source(Protocol):
     """A producer that hasn't begun."""
 
-    def start(self, runner: Runner, response: Response) -> None:
-        """Begins; `runner` runs what needs a greenlet or thread, `response` has the headers that are yet to be sent."""
+    def start(self, runner: Runner, response: Response) -> bool:
+        """Begins, or returns False if the stream has ended before.
+
+        `runner` runs what needs a greenlet or thread, `response` has the headers that are yet to be sent.
+        """
+        ...
 
     def discard(self) -> None:
         """It will never begin."""
@@ -237,19 +248,26 @@ class EventIterable(Iterator[bytes]):
         self._response = self._producer = self._environ = self._start_response = None
         handover: Handover | None = environ.get(HANDOVER)
         here = process.current()
-        limit = "the worker is stopping" if here.draining else here.admit(self._stream, self._settings)
+        limit = STOPPING if here.draining else here.admit(self._stream, self._settings)
+        if limit is None and not producer.start(handover.runner() if handover is not None else ThreadRunner(), response):
+            limit = STOPPING
         if limit is not None:
             here.refused += 1
             producer.discard()
             self._stream.discard(CloseReason.REFUSED)
-            self._answer(self._refusal(limit, draining=here.draining), environ, start_response)
+            self._stream.sink_ended()
+            self._answer(self._refusal(limit), environ, start_response)
             return None
-        producer.start(handover.runner() if handover is not None else ThreadRunner(), response)
         failure = self._handoff.open(self._open_timeout)
         if failure is not None:
             if failure.response is None:
                 raise failure.error or RuntimeError("a stream failed before it opened")
             self._answer(failure.response, environ, start_response)
+            return None
+        if self._open_timeout is None and self._stream.reason in CUT_SHORT:
+            self._answer(
+                self._unavailable({"error": "the stream was cut short", "reason": self._stream.reason}), environ, start_response
+            )
             return None
         self._stream.open()
         if self._stream.app is not None:
@@ -272,15 +290,19 @@ class EventIterable(Iterator[bytes]):
             raise RuntimeError(f"the stream could not open: {response.status}")
         self._instead = iter(ClosingIterator(response(environ, start_response)))
 
-    def _refusal(self, limit: str, *, draining: bool) -> Response:
+    def _refusal(self, limit: str) -> Response:
         """What a client gets for which there is no room now."""
-        seconds = random.uniform(1, 3) if draining else random.uniform(2, 10)
-        if self._settings.refuse == "retry" or draining:
-            frames = ServerSentEvent(comment=f"refused: {limit}").encode() + retry_frame(int(seconds * 1000))
+        if limit == STOPPING or self._settings.refuse == "retry":
+            base = self._settings.retry or (2000 if limit == STOPPING else 5000)
+            retry_ms = random.randint(base // 2, base * 3 // 2)
+            frames = ServerSentEvent(comment=f"refused: {limit}").encode() + retry_frame(retry_ms)
             return Response(frames, mimetype="text/event-stream", headers=HEADERS)
-        body = json.dumps({"error": "too many streams are open", "limit": limit})
         status = 429 if limit == "SSE_MAX_STREAMS_PER_CLIENT" else 503
-        return Response(body, status, mimetype="application/json", headers={"Retry-After": str(int(seconds) + 1)})
+        return self._unavailable({"error": "too many streams are open", "limit": limit}, status)
+
+    def _unavailable(self, body: dict[str, Any], status: int = 503) -> Response:
+        headers = {"Retry-After": str(random.randint(3, 10))}
+        return Response(json.dumps(body), status, mimetype="application/json", headers=headers)
 
 
 def settings_of(app: Flask | None) -> Settings:

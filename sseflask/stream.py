@@ -11,6 +11,7 @@ import math
 import random
 import secrets
 import time
+import urllib.parse
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from flask import Flask
 
 from . import native
 from .config import Settings, StreamOptions
-from .errors import InvalidEvent, StreamClosed, StreamError, StreamTimeout
+from .errors import EventTooLarge, InvalidEvent, StreamClosed, StreamError, StreamTimeout
 from .event import KEEPALIVE, ServerSentEvent, retry_frame, to_event
 from .log import EventId
 from .state import TRANSITIONS, CloseReason, Keeper, Part, Producer, Sink, StreamState
@@ -28,6 +29,8 @@ log = logging.getLogger("sseflask.stream")
 
 #: A producer that still runs this many seconds after the end of its stream is reported with its stack.
 STUCK_SECONDS: Final = 10.0
+#: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
+BLOCKED_SECONDS: Final = 1.0
 
 
 def is_final_id(event_id: str | None) -> bool:
@@ -117,7 +120,7 @@ class Stream:
         self._producer: Producer | None = None
         self._parts = Part.SINK
         self._state = StreamState.OPENING
-        self._lock = native.lock()
+        self._lock = native.Lock()
         self._callbacks: list[Callable[[], object]] | None = None
         self._interruption: StreamClosed | None = None
         self._timeout = options.timeout
@@ -141,6 +144,11 @@ class Stream:
     def opened_at(self) -> datetime.datetime:
         """When the stream began, with the time zone UTC."""
         return datetime.datetime.fromtimestamp(self._opened, datetime.UTC)
+
+    @property
+    def quoted_path(self) -> str:
+        """The path as a log line may show it."""
+        return urllib.parse.quote(self.path)
 
     @property
     def closed(self) -> bool:
@@ -209,10 +217,13 @@ class Stream:
         self._expires_at = time.monotonic() + seconds
         self._schedule()
 
-    def start(self, producer: Producer) -> None:
-        """Binds the producer that now begins to run; its deadline and age count from here."""
-        self._producer = producer
-        self._parts |= Part.PRODUCER
+    def start(self, producer: Producer) -> bool:
+        """Binds the producer that now begins to run; its deadline and age count from here. False if the stream has ended before."""
+        with self._lock:
+            if self.closed:
+                return False
+            self._producer = producer
+            self._parts |= Part.PRODUCER
         delay = time.monotonic() - self._started
         self._started += delay
         self._last_write += delay
@@ -220,17 +231,17 @@ class Stream:
             self._deadline += delay
         if self._ends_at is not None:
             self._ends_at += delay
+        return True
 
     def write(self, frame: bytes) -> None:
         """Hands one encoded event to the sink, and waits while the client doesn't keep up.
 
         Raises:
-            InvalidEvent: The frame is larger than `SSE_MAX_EVENT_BYTES`.
+            EventTooLarge: The frame is larger than `SSE_MAX_EVENT_BYTES`.
             StreamClosed: The stream has ended; raised once, later frames are dropped.
         """
         if len(frame) > self._settings.max_event_bytes:
-            problem = f"the event has {len(frame)} bytes, SSE_MAX_EVENT_BYTES allows {self._settings.max_event_bytes}"
-            raise InvalidEvent("data", frame[:60], problem)
+            raise EventTooLarge(frame[:60], len(frame), self._settings.max_event_bytes)
         if self.closed:
             self.raise_interruption()
             return
@@ -249,7 +260,7 @@ class Stream:
             try:
                 last = ServerSentEvent({"result": result, "timestamp": timestamp()}, event="complete", id=self._final_id()).encode()
             except InvalidEvent as error:
-                log.exception("the result of the stream at %s can't be sent", self.path)
+                log.exception("the result of the stream at %s can't be sent", self.quoted_path)
                 self.fail(error)
                 return
         self.end(CloseReason.COMPLETED, last)
@@ -298,6 +309,10 @@ class Stream:
         producer = self._producer
         if producer is not None:
             producer.resume()
+
+    def is_blocked(self) -> None:
+        """Its sink takes no more: sees to it that the client has only so long."""
+        self._schedule()
 
     def was_reset(self) -> None:
         """Counts that its client was told that something is gone."""
@@ -421,7 +436,12 @@ class Stream:
         return False
 
     def _keep_alive(self, now: float) -> None:
-        if self._sink.blocked_since is None and now >= self._last_write + self._silence:
+        if now < self._last_write + self._silence:
+            return
+        if self._sink.blocked_since is not None:
+            # Nothing to add to what waits; looked at again in a while.
+            self._last_write = now - self._silence + min(BLOCKED_SECONDS, self._silence)
+        else:
             self._last_write = now
             if self._state is StreamState.LIVE:
                 self._sink.write(KEEPALIVE)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from .brokers import Broker
@@ -21,6 +23,8 @@ log = logging.getLogger("sseflask.stream")
 Filter = Callable[[ServerSentEvent], object]
 Snapshot = Callable[..., Any]
 
+#: Seconds that one stream writes before others have their turn.
+SLICE_SECONDS: Final = 0.0005
 #: Seconds for which a client's buffer may be full before its stream is no longer waited for.
 PATIENCE_SECONDS: Final = 0.1
 
@@ -61,11 +65,13 @@ class Beginning:
         cursor: The number after which it reads.
         frames: What the client gets first.
         reset: Whether that says that something is gone.
+        is_unplaced: Whether the reset gave the client no position, since events that are retained follow.
     """
 
     cursor: int
     frames: bytes
     reset: bool
+    is_unplaced: bool = False
 
 
 def begin(
@@ -99,10 +105,15 @@ def begin(
     if reset is not None:
         frames += reset_frame(settings, reset, last_event_id, named)
     if not shows:
-        return Beginning(cursor, frames + open_frame(settings, channels, named), reset is not None)
+        return Beginning(cursor, frames + open_frame(settings, channels, named), reset is not None, named is None)
     assert snapshot is not None
     frames += open_frame(settings, channels, None) + snapshot_frames(snapshot, position, settings, channels)
     return Beginning(cursor, frames, reset is not None)
+
+
+def missing(broker: Broker, channels: Iterable[str], cursor: int) -> dict[str, int]:
+    """For each channel, the number of the newest event after `cursor` that is gone, 0 for none; called under the lock."""
+    return {name: broker.log.missing_after(name, cursor) for name in channels}
 
 
 def open_frame(settings: Settings, channels: Iterable[str], position: EventId | None) -> bytes:
@@ -130,6 +141,10 @@ def snapshot_frames(snapshot: Snapshot, position: EventId, settings: Settings, c
     return b"".join([*frames, to_event(last, id=str(position)).encode()])
 
 
+#: What a client has been told is gone that got no reset.
+NOTHING: Final[Mapping[str, int]] = MappingProxyType({})
+
+
 class Subscription:
     """Gives one stream what lies after its cursor. All its clients at one cursor share one `bytes` object."""
 
@@ -139,10 +154,12 @@ class Subscription:
         "_cursor",
         "_has_snapshot",
         "_is_pumping",
+        "_is_unplaced",
         "_ring",
         "_selection",
         "_settings",
         "_skipped",
+        "_told",
         "_was_reset",
         "stream",
     )
@@ -173,15 +190,21 @@ class Subscription:
         self._selection = selection
         self._settings = settings
         self._cursor = beginning.cursor
+        # For each channel, the newest of the events of which a reset told the client that they are gone.
+        self._told: Mapping[str, int] = NOTHING
         self._was_reset = beginning.reset
+        # The reset covers what is gone up to the first event that the client gets.
+        self._is_unplaced = beginning.is_unplaced
         self._closed: set[str] | None = None
         self._ring: ChannelLog | None = None
         self._skipped = 0
-        self._is_pumping = False
+        # Nothing is written before `start` is through.
+        self._is_pumping = True
 
-    def start(self, runner: object, response: object) -> None:
-        """Begins to listen."""
-        self.stream.start(self)
+    def start(self, runner: object, response: object) -> bool:
+        """Begins to listen; False if the stream has ended before."""
+        if not self.stream.start(self):
+            return False
         if self._was_reset:
             self.stream.was_reset()
         channels = self._selection.channels
@@ -194,7 +217,9 @@ class Subscription:
             self._closed = closed if len(closed) < len(channels) else set()
         if self._selection.is_plain:
             self._ring = self._broker.log.find(next(iter(channels)))
+        self._is_pumping = False
         self.resume()
+        return True
 
     def discard(self) -> None:
         """Does nothing: it hasn't begun."""
@@ -217,17 +242,21 @@ class Subscription:
         blocked = self.stream.sink.blocked_since
         return self._cursor < seq and (blocked is None or now - blocked < PATIENCE_SECONDS) and not self.stream.closed
 
-    def pump(self, now: float) -> None:
-        """Writes what lies after the cursor, until there is nothing, or the sink takes no more."""
+    def pump(self, now: float) -> bool:
+        """Writes what lies after the cursor, until there is nothing, the sink takes no more, or its slice of time is over."""
         if self._is_pumping:
-            return
+            return False
         self._is_pumping = True
         try:
             step = self._write_selected if self._ring is None else self._write_batch
             while self.stream.sink.blocked_since is None and not self.stream.closed and step(now):
-                pass
+                if time.monotonic() - now > SLICE_SECONDS:
+                    return True
         finally:
             self._is_pumping = False
+        if self.stream.sink.blocked_since is not None:
+            self.stream.is_blocked()
+        return False
 
     def _write_batch(self, now: float) -> bool:
         """Writes what all clients at this cursor get. Returns whether there was anything."""
@@ -240,7 +269,12 @@ class Subscription:
             with self._broker.emitter.lock:
                 batch = ring.batch(self._cursor)
         if batch is None or batch.prev > self._cursor:
-            return self._fell_behind(ring.last, now)
+            if not self._is_unplaced:
+                return self._fell_behind(ring.last, now)
+            if batch is None:
+                self._cursor = ring.last
+                return False
+        self._is_unplaced = False
         self._cursor = batch.last
         self.stream.sent(batch.count, len(batch.data), now)
         self.stream.sink.write_batch(batch)
@@ -251,25 +285,26 @@ class Subscription:
     def _write_selected(self, now: float) -> bool:
         """Writes what this client has selected. Returns whether there was anything to look at."""
         broker, selection = self._broker, self._selection
-        with broker.emitter.lock:
-            if any(broker.log.misses_after(name, self._cursor) for name in selection.channels):
-                entries, missed, head = [], True, broker.log.seq
-            else:
-                entries, missed, head = _first(broker.log.merged(selection.channels, self._cursor)), False, 0
-        if missed:
-            return self._fell_behind(head, now)
+        entries = self._next_entries()
+        if entries is None:
+            return self._fell_behind(broker.log.seq, now)
         if not entries:
             return False
         frames = []
         is_over = False
-        failure: Exception | None = None
+        quarter = self._quarter()
+        failure: BaseException | None = None
         for entry in entries:
             try:
                 takes = selection.takes(entry)
-            except Exception as error:
+            except BaseException as error:
+                # The worker's other streams have no part in it, whatever it is.
                 failure = error
                 break
             self._cursor = entry.seq
+            if self._closed and not entry.is_end:
+                # A channel that is used again is open again.
+                self._closed.discard(entry.channel)
             if not takes:
                 self._skipped += 1
                 continue
@@ -279,7 +314,7 @@ class Subscription:
             if is_over:
                 break
         count = len(frames)
-        if self._skipped >= max(self._settings.history // 4, 1):
+        if self._skipped >= quarter and not is_over:
             # Its position must not fall out of the history only because nothing is to its taste.
             self._skipped = 0
             frames.append(open_frame(self._settings, selection.channels, EventId(broker.log.epoch, self._cursor)))
@@ -290,10 +325,30 @@ class Subscription:
         if is_over:
             self._end()
         if failure is not None:
-            log.error("the filter of the stream at %s failed", self.stream.path, exc_info=failure)
+            log.error("the filter of the stream at %s failed", self.stream.quoted_path, exc_info=failure)
             self.stream.fail(failure)
             self.interrupt()
         return True
+
+    def _next_entries(self) -> list[Entry] | None:
+        """The entries after the cursor that go into one write; None if some are gone that the client doesn't know of."""
+        log, channels = self._broker.log, self._selection.channels
+        with self._broker.emitter.lock:
+            gone = missing(self._broker, channels, self._cursor)
+            if self._is_unplaced:
+                self._told = gone
+            if any(newest > self._told.get(name, 0) for name, newest in gone.items()):
+                return None
+            return _first(log.merged(channels, self._cursor))
+
+    def _quarter(self) -> int:
+        """The events that may be hidden from a client before it is told where it is: a quarter of the shortest history."""
+        if self._is_unplaced:
+            # It has no position yet that it could come back with.
+            self._is_unplaced = False
+            return 1
+        rings = [self._broker.log.find(name) for name in self._selection.channels]
+        return max(min(ring.limit for ring in rings if ring is not None) // 4, 1)
 
     def _is_last_of(self, entry: Entry) -> bool:
         """Whether an end is that of the stream: of its only channel, or of the last one that was open."""
@@ -311,10 +366,14 @@ class Subscription:
         if self._settings.slow_client == "disconnect" or self._has_snapshot:
             self.stream.end(CloseReason.SLOW, interruption=StreamClosed(CloseReason.SLOW))
             return False
-        position = EventId(self._broker.log.epoch, head)
         asked = EventId(self._broker.log.epoch, self._cursor)
-        frame = reset_frame(self._settings, "slow", str(asked), position)
-        self._cursor = head
+        with self._broker.emitter.lock:
+            rings = [self._broker.log.find(name) for name in self._selection.channels]
+            # What is skipped never holds the end of a channel: its client would wait for ever.
+            ends = [ring.last for ring in rings if ring is not None and ring.ended and ring.entries and ring.last > self._cursor]
+            self._cursor = min(ends) - 1 if ends else head
+            self._told = missing(self._broker, self._selection.channels, self._cursor)
+        frame = reset_frame(self._settings, "slow", str(asked), EventId(self._broker.log.epoch, self._cursor))
         self.stream.was_reset()
         self.stream.sent(1, len(frame), now)
         self.stream.sink.write(frame)

@@ -42,7 +42,7 @@ class Timer:
         self.max_lag = 0.0
         self._wheel: dict[int, set[Stream]] = {}
         self._turned = int(time.monotonic() / TICK_SECONDS)
-        self._lock = native.lock()
+        self._lock = native.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._chores: list[Chore] = []
@@ -67,8 +67,15 @@ class Timer:
             self._chores.append(chore)
         self._begin()
 
+    def is_running_here(self) -> bool:
+        """Whether the caller is the timer's thread."""
+        return self._thread is not None and threading.current_thread() is self._thread
+
     def _begin(self) -> None:
         """Starts the thread, or wakes it; outside the lock, which nobody may hold while others run."""
+        if native.is_patched() and not native.is_main_thread():
+            # A greenlet of this native thread would end with it. The timer sees to what is new when it next wakes.
+            return
         thread = None
         with self._lock:
             if self._thread is None:
@@ -107,7 +114,8 @@ class Timer:
                 if stream.slot == slot:
                     self._tick(stream, now)
                 if time.monotonic() - since > SLICE_SECONDS:
-                    time.sleep(0)
+                    # More than 0: under gevent, 0 would come back before sockets and other timers have had their turn.
+                    time.sleep(1e-9)
                     since = time.monotonic()
 
     def _do_chores(self, now: float) -> None:

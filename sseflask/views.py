@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 
 from . import auth
 from .channel import checked_name
-from .errors import BrokerUnavailable, InvalidChannel, InvalidEvent, InvalidSubscription, StreamError
+from .errors import BrokerUnavailable, EventTooLarge, InvalidChannel, InvalidEvent, InvalidSubscription, StreamError
 from .event import ServerSentEvent, to_event
 from .stream import error_data
 
@@ -29,6 +29,7 @@ def install(sse: SSE) -> None:
     sse.add_url_rule("/<path:channel>", "publish_one", lambda channel: publish(sse, channel.rstrip("/")), methods=["POST"])
     for kind, answer in ANSWERS.items():
         sse.register_error_handler(kind, answer)
+    sse.register_error_handler(EventTooLarge, lambda error: _refusal(413, str(error)))
     sse.register_error_handler(InvalidEvent, lambda error: _refusal(400, str(error)))
     sse.register_error_handler(auth.Refused, lambda error: _refusal(error.status, error.reason))
     sse.register_error_handler(HTTPException, lambda error: _refusal(error.code or 500, error.description or error.name))
@@ -37,8 +38,7 @@ def install(sse: SSE) -> None:
 def subscribe(sse: SSE, names: list[str]) -> Response:
     """Streams channels to who may subscribe to all of them."""
     channels = tuple(dict.fromkeys(checked_name(name) for name in names))
-    if not channels:
-        raise InvalidSubscription("name a channel: ?channel=NAME, once for each, or in the path")
+    sse.check_count(channels)
     expires_in = auth.check(current_app, "subscribe", channels, sse.find_authorization, sse.settings.public_channels)
     return sse.open_subscription(channels, expires_in=expires_in)
 
@@ -51,7 +51,8 @@ def publish(sse: SSE, name: str) -> Response:
     # JSON may spell each byte of the data out as an escape of six.
     if request.content_length is not None and request.content_length > 6 * limit + 1024:
         return _refusal(413, f"an event has at most {limit} bytes (SSE_MAX_EVENT_BYTES)")
-    request.max_content_length = 6 * limit + 1024
+    own = request.max_content_length
+    request.max_content_length = 6 * limit + 1024 if own is None else min(own, 6 * limit + 1024)
     event = _posted()
     response = jsonify(id=sse.publish(event, channel=channel))
     response.status_code = 201
@@ -61,7 +62,10 @@ def publish(sse: SSE, name: str) -> Response:
 def _posted() -> ServerSentEvent:
     if not request.is_json:
         return ServerSentEvent(request.get_data())
-    fields: Any = request.get_json()
+    try:
+        fields: Any = request.get_json()
+    except RecursionError:
+        raise InvalidEvent("data", "…", "the JSON is nested too deeply") from None
     if not isinstance(fields, dict) or "data" not in fields:
         raise InvalidEvent("data", fields, 'post a JSON object with "data", such as {"data": {"percent": 50}, "event": "progress"}')
     if unknown := sorted(set(fields) - set(FIELDS)):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections
+import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from . import native
 from .emitter import Channel, Subscriber
+
+log = logging.getLogger("sseflask.stream")
 
 
 class ThreadWaker:
@@ -21,12 +25,17 @@ class ThreadWaker:
     def __init__(self) -> None:
         # Re-entrant: what ends with a stream may publish.
         self._lock = threading.RLock()
+        self._holder: int | None = None
+        self._deferred: list[Callable[[], object]] = []
         self._home: int | None = None
         self._posted: collections.deque[Channel] = collections.deque()
         self._bell: socket.socket | None = None
 
     def wake(self, channel: Channel) -> None:
         """Lets the channel's streams send."""
+        if self._home is None:
+            # None has begun; one that is about to looks for itself.
+            return
         if self._bell is not None and native.thread_id() != self._home:
             self._posted.append(channel)
             native.send(self._bell, b"!")
@@ -39,7 +48,27 @@ class ThreadWaker:
         if self._home is None:
             self._settle()
         with self._lock:
-            subscriber.pump(time.monotonic())
+            outer, self._holder = self._holder, threading.get_ident()
+            try:
+                while subscriber.pump(time.monotonic()):
+                    pass
+            except BaseException:
+                # Whatever went wrong with one stream, the others go on.
+                log.exception("a stream failed to send")
+            finally:
+                self._holder = outer
+                deferred: list[Callable[[], object]] = []
+                if outer is None:
+                    deferred, self._deferred = self._deferred, deferred
+        for call in deferred:
+            call()
+
+    def defer(self, call: Callable[[], object]) -> bool:
+        """Calls later what may wait, if the caller is in the middle of a stream's sending. Returns whether it is."""
+        if self._holder != threading.get_ident():
+            return False
+        self._deferred.append(call)
+        return True
 
     def give_way(self) -> bool:
         """Lets the threads or greenlets that take events run."""
@@ -51,11 +80,12 @@ class ThreadWaker:
 
     def _settle(self) -> None:
         """Streams run here, in this native thread if the process is patched."""
-        self._home = native.thread_id()
         if native.is_patched():
-            bell, self._bell = socket.socketpair()
-            self._bell.setblocking(False)
+            bell, own = socket.socketpair()
+            own.setblocking(False)
+            self._bell = own
             threading.Thread(target=self._answer, args=(bell,), name="sseflask-waker", daemon=True).start()
+        self._home = native.thread_id()
 
     def _answer(self, bell: socket.socket) -> None:
         while bell.recv(4096):

@@ -9,6 +9,8 @@ import logging
 import re
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from examples import chat, create_app, machine, progress
+from examples.board import Board
 from examples.catalogue import EXAMPLES
 from examples.chat import LocalModel, model_from
 from examples.endpoint import Endpoint, EndpointFailed
@@ -92,7 +95,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-PAGES = ("/", "/counter/", "/metrics/", "/progress/", "/chat/", "/long-job/")
+PAGES = ("/", "/counter/", "/metrics/", "/progress/", "/chat/", "/long-job/", "/notifications/", "/board/")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -384,6 +387,173 @@ def test_the_long_job_can_forget_its_heartbeat(client: FlaskClient, monkeypatch:
     monkeypatch.setattr("examples.long_job.STEP_SECONDS", 0)
     events = events_of(client.get("/long-job/events?forget=3").data)
     assert [data_of(event)["extended"] for event in events if event.event == "step"] == [True, True, False, False, False]
+
+
+# Notifications
+
+NOTICE = {"text": "The supply boat comes at noon", "kind": "info", "page": "a"}
+
+
+def listening(client: FlaskClient, path: str, **headers: str) -> Iterator[Any]:
+    """The frames of a subscription, as they come."""
+    response = client.get(path, headers=headers, buffered=False)
+    assert (response.status_code, response.mimetype) == (200, "text/event-stream")
+    return iter(response.response)
+
+
+def events_until(frames: Iterator[bytes], name: str) -> list[ServerSentEvent]:
+    """The events of a subscription up to the first with a name."""
+    decoder = EventDecoder()
+    events: list[ServerSentEvent] = []
+    while name not in [event.event for event in events]:
+        events += decoder.feed(next(frames))
+    return events
+
+
+def test_a_notice_reaches_who_listens(app: Flask) -> None:
+    """The publisher gets the id under which each page sees the notice, trimmed, with its kind, its page and its time."""
+    frames = listening(app.test_client(), "/notifications/events")
+    opened, pages = events_until(frames, "pages")
+    assert (opened.event, data_of(opened)) == ("stream-open", {"channels": ["notifications", "notifications/pages"]})
+    assert data_of(pages) == {"pages": 1}
+    response = app.test_client().post("/notifications/", json={**NOTICE, "text": " Fog\n"})
+    assert response.status_code == 201
+    (notice,) = events_until(frames, "notice")
+    assert notice.id == response.json["id"]  # type: ignore[index]
+    shown = data_of(notice)
+    assert abs(shown.pop("at") - time.time()) < 60
+    assert shown == {"text": "Fog", "kind": "info", "page": "a"}
+
+
+def test_pages_are_told_how_many_they_are(app: Flask) -> None:
+    """Each page that comes or goes is counted, and all that are there are told; other streams don't count."""
+    first = listening(app.test_client(), "/notifications/events")
+    assert data_of(events_until(first, "pages")[-1]) == {"pages": 1}
+    second = listening(app.test_client(), "/notifications/events")
+    assert data_of(events_until(first, "pages")[-1]) == {"pages": 2}
+    assert data_of(events_until(second, "pages")[-1]) == {"pages": 2}
+    app.test_client().get("/counter/events?rest=1")
+    second.close()  # type: ignore[attr-defined]
+    assert data_of(events_until(first, "pages")[-1]) == {"pages": 1}
+
+
+@pytest.mark.parametrize(
+    ("payload", "status", "reason"),
+    [
+        (None, 400, "Send"),
+        ([], 400, "Send"),
+        ({}, 400, "Send"),
+        ({**NOTICE, "text": 5}, 400, "Send"),
+        ({**NOTICE, "text": " "}, 400, "Send"),
+        ({**NOTICE, "page": "x" * 41}, 400, "Send"),
+        ({**NOTICE, "kind": "alarm"}, 400, "there are: info, good, warning"),
+        ({**NOTICE, "text": "x" * 201}, 413, "200 characters"),
+        ({**NOTICE, "more": "x" * 5000}, 413, ""),
+    ],
+)
+def test_a_notice_that_is_none_is_refused(client: FlaskClient, payload: Any, status: int, reason: str) -> None:
+    """It is a 4xx in JSON that says what would be right, and nothing is published."""
+    response = client.post("/notifications/", json=payload)
+    assert (response.status_code, response.is_json) == (status, True)
+    assert reason in response.json["error"]  # type: ignore[index]
+    assert client.application.extensions["sse"].broker_in_use is None
+
+
+def test_another_sites_form_cannot_publish(client: FlaskClient) -> None:
+    """A page elsewhere can post without asking only what isn't called JSON: that is a 400."""
+    for content_type in ("text/plain", "application/x-www-form-urlencoded"):
+        response = client.post("/notifications/", data=json.dumps(NOTICE), content_type=content_type)
+        assert response.status_code == 400
+
+
+# Board
+
+
+def columns(event: ServerSentEvent) -> dict[str, list[str]]:
+    """The cards of a snapshot, by column."""
+    found: dict[str, list[str]] = {}
+    for card in data_of(event)["cards"]:
+        found.setdefault(card["column"], []).append(card["id"])
+    return found
+
+
+def test_the_board_begins_with_a_snapshot_and_follows_its_moves(app: Flask) -> None:
+    """The snapshot carries the position; a move says where the card is now; who comes later gets it in the snapshot."""
+    frames = listening(app.test_client(), "/board/events")
+    opened, snapshot = events_until(frames, "board")
+    assert opened.id is None
+    assert snapshot.id
+    assert columns(snapshot) == {"doing": ["lens", "radio"], "waiting": ["oil", "log", "stairs", "rail"], "done": ["clock"]}
+    response = app.test_client().post("/board/cards/oil", json={"column": "done"})
+    assert (response.status_code, response.json) == (200, {"moved": True})
+    (moved,) = events_until(frames, "moved")
+    assert data_of(moved) == {"id": "oil", "title": "Fetch oil from the cellar", "column": "done", "version": 8}
+    _, later = events_until(listening(app.test_client(), "/board/events"), "board")
+    assert columns(later)["done"] == ["clock", "oil"]
+    assert later.id == moved.id
+
+
+def test_who_comes_back_to_the_board_gets_only_what_was_missed(app: Flask) -> None:
+    """With its last id a page gets the moves after it; with one of another life it gets a reset and the snapshot."""
+    *_, snapshot = events_until(listening(app.test_client(), "/board/events"), "board")
+    app.test_client().post("/board/cards/oil", json={"column": "done"})
+    missed = events_until(listening(app.test_client(), "/board/events", **{"Last-Event-ID": str(snapshot.id)}), "moved")
+    assert [event.event for event in missed] == ["stream-open", "moved"]
+    anew = events_until(listening(app.test_client(), "/board/events", **{"Last-Event-ID": "0123456789ab-7"}), "board")
+    assert [event.event for event in anew] == ["stream-reset", "stream-open", "board"]
+    assert data_of(anew[0]) == {"reason": "epoch", "position": "0123456789ab-7"}
+
+
+def test_a_card_that_is_there_already_stays(client: FlaskClient) -> None:
+    """Nothing is published for it, and it keeps its place."""
+    assert client.post("/board/cards/lens", json={"column": "doing"}).json == {"moved": False}
+    assert client.application.extensions["sse"].broker_in_use is None
+    *_, snapshot = events_until(listening(client, "/board/events"), "board")
+    assert columns(snapshot)["doing"] == ["lens", "radio"]
+
+
+@pytest.mark.parametrize(
+    ("card", "payload", "status"),
+    [
+        ("anchor", {"column": "done"}, 404),
+        ("lens", None, 400),
+        ("lens", "done", 400),
+        ("lens", {}, 400),
+        ("lens", {"column": "sea"}, 400),
+        ("lens", {"column": ["done"]}, 400),
+        ("lens", {"column": "done", "more": "x" * 2000}, 413),
+    ],
+)
+def test_a_move_that_is_none_is_refused(client: FlaskClient, card: str, payload: Any, status: int) -> None:
+    """It is a 4xx in JSON, and no card moves."""
+    response = client.post(f"/board/cards/{card}", json=payload)
+    assert (response.status_code, response.is_json) == (status, True)
+    assert response.json["error"]  # type: ignore[index]
+    assert client.application.extensions["board"].cards() == Board().cards()
+
+
+def test_each_app_has_a_board_of_its_own(app: Flask) -> None:
+    """A move in one app is none in another."""
+    app.test_client().post("/board/cards/lens", json={"column": "done"})
+    *_, snapshot = events_until(listening(create_app().test_client(), "/board/events"), "board")
+    assert columns(snapshot)["doing"] == ["lens", "radio"]
+
+
+def test_moves_at_the_same_time_have_numbers_of_their_own() -> None:
+    """Cards moved from many threads end with versions that are all different, one for each move."""
+    board = Board()
+    moved: list[int] = []
+
+    def move(name: str) -> None:
+        cards = (board.move(name, column) for column in ("waiting", "doing", "done") * 50)
+        moved.extend(card.version for card in cards if card is not None)
+
+    threads = [threading.Thread(target=move, args=(card.id,)) for card in board.cards()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(moved) == list(range(8, 8 + len(moved)))
 
 
 # The small model

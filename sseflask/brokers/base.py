@@ -9,10 +9,10 @@ from typing import Final, Protocol
 
 from sseflask.emitter import Channel, EventEmitter, Subscriber
 from sseflask.event import ServerSentEvent
-from sseflask.log import Entry, EventId, Log
+from sseflask.log import ChannelLog, EventId, Log
 
 #: Seconds that a publisher waits at the most for streams whose clients read, before the ring drops what they haven't been given.
-PACE_SECONDS: Final = 0.25
+PACE_SECONDS: Final = 1.0
 
 
 #: Has a function called about once a second with the monotonic second, until it returns False.
@@ -27,6 +27,10 @@ class Waker(Protocol):
 
     def pump(self, subscriber: Subscriber) -> None:
         """Lets one stream send what it has; called where streams run."""
+
+    def defer(self, call: Callable[[], object]) -> bool:
+        """Calls later what may wait, if the caller is in the middle of a stream's sending. Returns whether it is."""
+        ...
 
     def give_way(self) -> bool:
         """Lets the streams run for a moment. Returns False where that can't be done."""
@@ -108,32 +112,41 @@ class Broker(abc.ABC):
             self._is_kept = self.log.size > 0
             return self._is_kept
 
-    def _tell(self, found: Channel | None, entry: Entry) -> None:
-        """Tells who listens to a channel of its new entry; outside the lock."""
+    def _tell(self, found: Channel | None) -> None:
+        """Tells who listens to a channel that it has a new entry; outside the lock."""
         if not self._is_kept:
             self._is_kept = True
             self._keep(self.expire)
         if found is None:
             return
+        # The streams first: a listener may raise what ends the greenlet that publishes.
+        if found.subscribers:
+            self.waker.wake(found)
         if found.listeners:
             self.emitter.flush()
         if found.subscribers:
-            self.waker.wake(found)
-            self._pace(found, entry)
+            self._pace(found)
 
-    def _pace(self, found: Channel, entry: Entry) -> None:
+    def _pace(self, found: Channel) -> None:
         """Waits a little, before the ring drops entries, for streams whose clients read and that had no chance to run."""
         found.unpaced += 1
         ring = self.log.find(found.name)
-        if ring is None or found.unpaced < ring.limit // 4:
+        if ring is None or found.unpaced < self.log.capacity(ring) // 4:
             return
+        until = time.monotonic() + PACE_SECONDS
+        while self._has_laggards(found, ring) and time.monotonic() < until and self.waker.give_way():
+            pass
+        # Only now: until the streams have caught up, whoever else publishes here waits too.
         found.unpaced = 0
+
+    def _has_laggards(self, found: Channel, ring: ChannelLog) -> bool:
+        """Whether a stream whose client reads hasn't got half of what the ring can keep."""
         with self.emitter.lock:
             entries = ring.entries
-            middle = entries[len(entries) // 2].seq if len(entries) >= ring.limit // 2 else 0
+            if not entries or len(entries) < self.log.capacity(ring) // 2:
+                return False
+            middle = entries[len(entries) // 2].seq
             subscribers = list(found.subscribers)
-        until = time.monotonic() + PACE_SECONDS
-        for subscriber in subscribers:
-            while subscriber.is_behind(middle, now := time.monotonic()) and now < until:
-                if not self.waker.give_way():
-                    return
+        now = time.monotonic()
+        # The last one is the last to have its turn.
+        return any(subscriber.is_behind(middle, now) for subscriber in reversed(subscribers))

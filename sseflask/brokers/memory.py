@@ -59,7 +59,7 @@ class MemoryBroker(Broker):
             found = self.emitter.find(channel)
             if found is not None and found.listeners:
                 self.emitter.enqueue(channel, lambda: dataclasses.replace(event, id=event_id))
-        self._tell(found, entry)
+        self._tell(found)
         return event_id
 
     def expire(self, now: float) -> bool:

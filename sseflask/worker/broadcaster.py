@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 import gevent
@@ -12,8 +14,12 @@ import gevent.event
 from sseflask import native
 from sseflask.emitter import Channel, Subscriber
 
+log = logging.getLogger("sseflask.worker")
+
 #: Seconds that the broadcaster works before it lets others run. What is published meanwhile joins the next write.
 SLICE_SECONDS: Final = 0.0005
+#: The least time that a timer can wait for: it has passed when the loop looks at it, after its sockets.
+TURN_SECONDS: Final = 1e-9
 
 
 class Broadcaster:
@@ -25,6 +31,8 @@ class Broadcaster:
         self._home = native.thread_id()
         # In the order in which they were published to. Other native threads add to it.
         self._due: collections.deque[Channel] = collections.deque()
+        # Streams that had more to send than there was time for.
+        self._behind: collections.deque[Subscriber] = collections.deque()
         self._called = gevent.event.Event()
         # The one thing that another native thread may touch.
         self._bell = hub.loop.async_()
@@ -42,8 +50,14 @@ class Broadcaster:
             self._bell.send()
 
     def pump(self, subscriber: Subscriber) -> None:
-        """Lets one stream send, now."""
-        subscriber.pump(time.monotonic())
+        """Lets one stream send, now, and what is more than its slice in its turn."""
+        if subscriber.pump(time.monotonic()):
+            self._behind.append(subscriber)
+            self._called.set()
+
+    def defer(self, call: Callable[[], object]) -> bool:
+        """Does nothing: under `StreamWorker` what may wait has a greenlet of its own."""
+        return False
 
     def give_way(self) -> bool:
         """Lets the broadcaster, and all others, run."""
@@ -60,11 +74,23 @@ class Broadcaster:
             self._called.wait()
             self._called.clear()
             since = time.monotonic()
-            while self._due:
-                channel = self._due.popleft()
-                channel.is_due = False
-                for subscriber in list(channel.subscribers):
-                    subscriber.pump(since)
+            while self._due or self._behind:
+                subscribers, self._behind = list(self._behind), collections.deque()
+                if self._due:
+                    channel = self._due.popleft()
+                    channel.is_due = False
+                    subscribers += channel.subscribers
+                for subscriber in subscribers:
+                    self._let_send(subscriber, since)
                     if time.monotonic() - since > SLICE_SECONDS:
-                        gevent.sleep(0)
+                        # A whole turn of the loop: sleep(0) would come back up to 50 times before sockets and timers have theirs.
+                        gevent.sleep(TURN_SECONDS)
                         since = time.monotonic()
+
+    def _let_send(self, subscriber: Subscriber, now: float) -> None:
+        try:
+            if subscriber.pump(now):
+                self._behind.append(subscriber)
+        except BaseException:
+            # Whatever went wrong with one stream, the others go on.
+            log.exception("a stream failed to send")

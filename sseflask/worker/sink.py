@@ -43,7 +43,7 @@ class SocketSink:
         self._fd = sock.fileno()
         self._stream = stream
         self._chunked = chunked
-        self._pending = b""
+        self._pending: bytes | memoryview = b""
         self._finishing = False
         self._taken: gevent.event.Event | None = None
         self.blocked_since: float | None = None
@@ -92,6 +92,8 @@ class SocketSink:
         if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self._close(CloseReason.LOST if events & EPOLLERR and self._has_timed_out() else CloseReason.DISCONNECTED)
         elif events & EPOLLOUT and self._sock is not None:
+            # It has read something: its time begins anew.
+            self.blocked_since = time.monotonic()
             pending, self._pending = self._pending, b""
             if self._send(pending) and self._sock is not None:
                 self.blocked_since = None
@@ -100,10 +102,10 @@ class SocketSink:
                 if self._finishing:
                     self._shut_down()
 
-    def _send(self, data: bytes) -> bool:
+    def _send(self, data: bytes | memoryview) -> bool:
         """Sends, behind what waits. Returns whether nothing waits any more."""
         if self._pending:
-            self._pending += data
+            self._pending = b"".join((self._pending, data))
             return False
         assert self._sock is not None
         try:
@@ -115,7 +117,8 @@ class SocketSink:
             return True
         if sent == len(data):
             return True
-        self._pending = data[sent:]
+        # A view: what is left of a large frame isn't copied at each turn.
+        self._pending = memoryview(data)[sent:]
         if self.blocked_since is None:
             self.blocked_since = time.monotonic()
             self._poller.watch_writable(self._fd, on=True)
@@ -147,7 +150,8 @@ class SocketSink:
         self.blocked_since = None
         self._poller.remove(self._fd)
         sock.close()
-        self._wake()
+        if self._taken is not None:
+            self._taken.set()
         self._stream.sink_ended(reason)
 
     def _wake(self) -> None:

@@ -39,6 +39,13 @@ class StreamWorker(GeventWorker):
         Raises:
             InvalidSetting: `SSE_DRAIN_SECONDS` isn't below `graceful_timeout`.
         """
+        # Before the app is imported: it may publish while it is.
+        here = process.current()
+        self._poller = Poller()
+        here.waker = Broadcaster()
+        here.workers = self.cfg.workers
+        # A hang-up is noticed in the hub itself, where nothing may wait.
+        here.run = lambda callbacks: gevent.spawn_raw(call_all, callbacks)
         super().load_wsgi()
         self._drain_seconds = max((settings.drain_seconds for settings in config.in_use), default=config.Settings().drain_seconds)
         if self._drain_seconds >= self.cfg.graceful_timeout:
@@ -49,12 +56,6 @@ class StreamWorker(GeventWorker):
             # An app that has set up no logging: our lines go where gunicorn's go.
             logger.handlers = list(self.log.error_log.handlers)
             logger.setLevel(self.log.error_log.level or logging.INFO)
-        self._poller = Poller()
-        here = process.current()
-        here.waker = Broadcaster()
-        here.workers = self.cfg.workers
-        # A hang-up is noticed in the hub itself, where nothing may wait.
-        here.run = lambda callbacks: gevent.spawn_raw(call_all, callbacks)
         self._drain_began: float | None = None
         application: Any = self.wsgi
         self.wsgi: Any = StreamApplication(application, self._poller)

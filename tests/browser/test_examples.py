@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,13 +14,15 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from tests.browser.conftest import Console
+from tests.browser.network import network
 from tests.browser.provider import Call, running_provider
 from tests.conformance.vectors import decode_vectors
 from tests.conftest import Serve
+from tests.live.client import get
 from tests.live.process import wait_until
 from tests.live.server import ROOT, Server
 
-NAMES = ("counter", "metrics", "progress", "chat", "long_job")
+NAMES = ("counter", "metrics", "progress", "chat", "long_job", "notifications", "board")
 APP = "examples:create_app()"
 
 
@@ -41,6 +43,19 @@ def visit(page: Page, server: Server) -> Any:
         return page
 
     return visit
+
+
+@pytest.fixture
+def another(page: Page, console: Console) -> Callable[[], Page]:
+    """Opens the page's address in a second tab of the same browser."""
+
+    def another() -> Page:
+        tab = page.context.new_page()
+        console.watch(tab)
+        tab.goto(page.url)
+        return tab
+
+    return another
 
 
 def of(page: Page, name: str) -> Locator:
@@ -379,6 +394,205 @@ def test_a_forgotten_heartbeat_ends_the_job(visit: Any, server: Server) -> None:
     expect_connection(page, "closed")
     server.wait_for_log(r"path=/long-job/events reason=timeout")
     assert server.log().count('"GET /long-job/events') == 1
+
+
+# Notifications
+
+
+def publish_notice(page: Page, text: str) -> None:
+    """Publishes by the page's form."""
+    of(page, "text").fill(text)
+    of(page, "publish").click()
+
+
+def texts(page: Page) -> list[str]:
+    """The notices in a page's list, the newest first, with the lines where something may be missing."""
+    return of(page, "notices").locator("li .text, li.gap").all_inner_texts()
+
+
+def test_what_one_page_publishes_rings_in_every_other(visit: Any, another: Callable[[], Page]) -> None:
+    """Each other page lists it and counts it in its badge and title until it is read; the page's own notices aren't counted."""
+    first = visit("notifications")
+    expect_connection(first, "open")
+    expect(of(first, "pages")).to_have_text("1")
+    second, third = another(), another()
+    for page in (first, second, third):
+        expect(of(page, "pages")).to_have_text("3")
+    of(first, "kind-warning").check()
+    publish_notice(first, "Fog from the north")
+    publish_notice(first, "<b>Bold</b> & plain")
+    for page in (second, third):
+        expect(of(page, "badge")).to_have_attribute("data-count", "2")
+        expect(page).to_have_title("(2) Notifications · sseflask")
+        expect(of(page, "notice").last).to_have_attribute("data-kind", "warning")
+    expect(of(first, "notice")).to_have_count(2)
+    publish_notice(second, "Heard")
+    for page in (first, second, third):
+        expect(of(page, "notice")).to_have_count(3)
+        assert texts(page) == ["Heard", "<b>Bold</b> & plain", "Fog from the north"]
+    counts = [of(page, "badge").get_attribute("data-count") for page in (first, second, third)]
+    assert counts == ["1", "2", "3"]
+    assert [of(page, "last-id").inner_text() for page in (second, third)] == [of(first, "last-id").inner_text()] * 2
+
+    of(third, "read").click()
+    expect(of(third, "badge")).to_have_attribute("data-count", "0")
+    expect(of(third, "read")).to_be_disabled()
+    expect(third).to_have_title("Notifications · sseflask")
+    third.close()
+    expect(of(first, "pages")).to_have_text("2")
+
+
+def test_a_page_shows_its_position_and_the_reset_after_a_restart(
+    visit: Any, another: Callable[[], Page], server: Server, console: Console
+) -> None:
+    """When the server has restarted each page says why and for which position, marks the place in its list, and goes on."""
+    console.allow("Failed to load resource: net::ERR_")
+    first = visit("notifications")
+    expect_connection(first, "open")
+    second = another()
+    expect(of(second, "opened-at")).to_have_text(re.compile(r"^[0-9a-f]{12}-\d+$"))
+    publish_notice(first, "Before the restart")
+    expect(of(second, "notice")).to_have_count(1)
+    expect(of(first, "notice")).to_have_count(1)
+    assert of(second, "reset").inner_text() == ""
+    lost = of(second, "last-id").inner_text()
+
+    server.restart()
+    for page in (first, second):
+        expect(of(page, "resets")).to_have_text("1", timeout=20_000)
+        expect_connection(page, "open")
+        expect(of(page, "reset")).to_contain_text("The server has restarted")
+    expect(of(second, "reset")).to_contain_text(f"stream-reset: epoch, asked for {lost}")
+    expect(of(second, "pages")).to_have_text("2")
+    publish_notice(second, "After the restart")
+    for page in (first, second):
+        expect(of(page, "notice")).to_have_count(2)
+        assert texts(page) == ["After the restart", "Something may be missing here", "Before the restart"]
+        assert of(page, "last-id").inner_text().split("-")[0] != lost.split("-")[0]
+
+
+def test_a_notice_that_cannot_be_published_stays_in_the_form(visit: Any, server: Server, console: Console) -> None:
+    """While the server is down the page says so and keeps the text; what it refuses is told in its words."""
+    console.allow("net::ERR_|413")
+    page = visit("notifications")
+    expect_connection(page, "open")
+    of(page, "text").evaluate("node => node.removeAttribute('maxlength')")
+    publish_notice(page, "x" * 201)
+    expect(of(page, "problem")).to_have_text("A notice may have 200 characters.")
+    server.stop()
+    publish_notice(page, "Is anybody there?")
+    expect(of(page, "problem")).to_have_text("The server can't be reached.")
+    expect(of(page, "text")).to_have_value("Is anybody there?")
+    server.start()
+    expect_connection(page, "open", timeout=20)
+    of(page, "text").press("Enter")
+    expect(of(page, "notice")).to_have_count(1)
+    expect(of(page, "problem")).to_be_empty()
+
+
+# Board
+
+COLUMNS = ("waiting", "doing", "done")
+
+
+def cards(page: Page) -> list[list[str]]:
+    """The ids of the cards in each column, in their order."""
+    return [
+        of(page, f"column-{column}").locator("li").evaluate_all("nodes => nodes.map((node) => node.dataset.id)")
+        for column in COLUMNS
+    ]
+
+
+START = [["oil", "log", "stairs", "rail"], ["lens", "radio"], ["clock"]]
+
+
+def test_two_pages_show_the_same_board(visit: Any, another: Callable[[], Page]) -> None:
+    """What is moved in one page, by its arrows, by dragging or by keys, moves in the other; a page opened later shows the same."""
+    first = visit("board")
+    expect(of(first, "snapshots")).to_have_text("1")
+    second = another()
+    expect(of(second, "snapshots")).to_have_text("1")
+    assert cards(first) == cards(second) == START
+
+    of(first, "on-log").click()
+    for page in (first, second):
+        expect(of(page, "moves")).to_have_text("1")
+        assert cards(page) == [["oil", "stairs", "rail"], ["lens", "radio", "log"], ["clock"]]
+    expect(of(second, "said")).to_have_text("“Write up the night's log” is in In hand now.")
+    expect(of(second, "count-doing")).to_have_text("3")
+
+    of(second, "card-oil").drag_to(of(second, "column-done"))
+    for page in (first, second):
+        expect(of(page, "moves")).to_have_text("2")
+        assert cards(page) == [["stairs", "rail"], ["lens", "radio", "log"], ["clock", "oil"]]
+
+    of(first, "on-lens").focus()
+    first.keyboard.press("Enter")
+    for page in (first, second):
+        expect(of(page, "moves")).to_have_text("3")
+        assert cards(page) == [["stairs", "rail"], ["radio", "log"], ["clock", "oil", "lens"]]
+    # The card can't go further: the focus stays on it.
+    expect(of(first, "back-lens")).to_be_focused()
+    first.keyboard.press("Enter")
+    third = another()
+    for page in (first, second, third):
+        expect(of(page, "column-doing").locator("[data-testid=card-lens]")).to_be_attached()
+        assert cards(page) == [["stairs", "rail"], ["radio", "log", "lens"], ["clock", "oil"]]
+    assert of(third, "position").inner_text() == of(first, "position").inner_text()
+    assert number(first, "snapshots") == number(second, "snapshots") == 1
+
+
+def test_a_board_begins_anew_from_the_snapshot_after_a_restart(
+    visit: Any, another: Callable[[], Page], server: Server, console: Console
+) -> None:
+    """The restarted server has the board of its start: every page shows that, says why, and follows the moves from there."""
+    console.allow("net::ERR_")
+    first = visit("board")
+    expect(of(first, "snapshots")).to_have_text("1")
+    second = another()
+    expect(of(second, "snapshots")).to_have_text("1")
+    of(first, "on-rail").click()
+    of(first, "back-clock").click()
+    for page in (first, second):
+        expect(of(page, "moves")).to_have_text("2")
+    lost = of(second, "position").inner_text()
+
+    server.stop()
+    expect_connection(second, "reconnecting")
+    expect(of(second, "board")).to_have_attribute("aria-busy", "true")
+    of(second, "on-lens").click()
+    expect(of(second, "outcome-box")).to_have_text("The card stays where it is: The server can't be reached.")
+    server.start()
+    for page in (first, second):
+        expect(of(page, "snapshots")).to_have_text("2", timeout=20_000)
+        expect(of(page, "board")).to_have_attribute("aria-busy", "false")
+        assert cards(page) == START
+        expect(of(page, "outcome-box")).to_contain_text("The server has restarted")
+    expect(of(second, "outcome-box")).to_contain_text(f"stream-reset: epoch, asked for {lost}")
+    of(second, "on-lens").click()
+    for page in (first, second):
+        expect(of(page, "moves")).to_have_text("1")
+        assert cards(page) == [["oil", "log", "stairs", "rail"], ["radio"], ["clock", "lens"]]
+
+
+def test_a_page_that_loses_its_connection_gets_the_moves_that_it_missed(page: Page, server: Server, console: Console) -> None:
+    """It comes back with its position and gets what was moved meanwhile, without another snapshot."""
+    console.allow("net::ERR_")
+    with network(("127.0.0.1", server.port)) as net:
+        page.goto(f"{net.origin}/board/")
+        expect(of(page, "snapshots")).to_have_text("1")
+        net.cut("reset")
+        expect_connection(page, "reconnecting")
+        for card, column in (("oil", "doing"), ("rail", "done"), ("oil", "done")):
+            body = json.dumps({"column": column}).encode()
+            moved = get(server, f"/board/cards/{card}", method="POST", headers={"Content-Type": "application/json"}, body=body)
+            assert moved.json() == {"moved": True}
+        assert cards(page) == START
+        net.restore()
+        expect(of(page, "moves")).to_have_text("3")
+        assert cards(page) == [["log", "stairs"], ["lens", "radio"], ["clock", "rail", "oil"]]
+        assert number(page, "snapshots") == number(page, "reconnections") == 1
+        expect(of(page, "outcome")).to_be_empty()
 
 
 # The parser of the pages that use fetch()

@@ -1,0 +1,1 @@
+"""sseflask measured beside what people would pick instead: `python -m benchmarks --help`."""

@@ -1,0 +1,12 @@
+"""gunicorn for the peers that run on it: one worker, and room for all streams."""
+
+import os
+
+bind = os.environ["BENCH_BIND"]
+workers = 1
+worker_connections = 40_000
+backlog = 4096
+timeout = 120
+graceful_timeout = 6
+keepalive = 5
+control_socket_disable = True

@@ -1,0 +1,1 @@
+"""Apps that the tests in a browser serve."""

@@ -1,0 +1,180 @@
+"""The benchmarks' load generator must see each fault that would make a figure worthless."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks import environment, generator, report
+from benchmarks.generator import LoadGenerator, faults
+from benchmarks.result import Results
+from benchmarks.scenario import FAN_OUT, Outcome
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the load generator is a C program")
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+
+Check = Callable[..., generator.Report]
+
+
+def event(seq: int, *, size: int = 40, lines: str = "") -> bytes:
+    """An event as a peer sends it."""
+    return f"{lines}data: {f'{seq} {time.monotonic_ns()} '.ljust(size, 'x')}\n\n".encode()
+
+
+def chunk(data: bytes) -> bytes:
+    """One HTTP/1.1 chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the load generator is compiled, once: the work tree is left as it is."""
+    return tmp_path_factory.mktemp("environments")
+
+
+@pytest.fixture
+def check(environments: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Check]:
+    """Sends bytes, in pieces, to one stream of a real load generator, and returns its report."""
+    monkeypatch.setattr(environment, "ENVIRONMENTS", environments)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(10)
+    with LoadGenerator(*listener.getsockname()) as load:
+
+        def run(
+            *pieces: bytes, each: int = 3, size: int = 40, closes: bool = False, timeout: float = 10, **settings: object
+        ) -> generator.Report:
+            def serve() -> None:
+                with listener.accept()[0] as client:
+                    client.settimeout(10)
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    requests.append(client.recv(65536))
+                    for piece in pieces:
+                        client.sendall(piece)
+                        if len(pieces) > 1:
+                            time.sleep(0.001)
+                    if not closes:
+                        done.wait(10)
+
+            requests: list[bytes] = []
+            done = threading.Event()
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                found = load.phase(streams=1, each=each, size=size, settle=20, timeout=timeout, **settings)
+            finally:
+                done.set()
+                thread.join()
+                load.drop()
+            return {**found, "request": requests[0]}
+
+        yield run
+    listener.close()
+
+
+def test_all_is_well(check: Check) -> None:
+    """Three events in order, an open event and comments give three events and no fault."""
+    found = check(
+        HEAD + chunk(b": hello\n\nevent: stream-open\nid: a-0\ndata: {}\n\n") + b"".join(chunk(event(n)) for n in (1, 2, 3))
+    )
+    assert faults(found) == []
+    assert (found["events"], found["others"], found["open"]) == (3, 1, 1)
+    assert 0 < found["latency_us"]["p50"] < 1e6
+    assert b"Accept: text/event-stream\r\n" in found["request"]
+
+
+def test_any_slicing(check: Check) -> None:
+    """Bytes that come one by one, chunks that tear lines, CR LF and quotes change nothing."""
+    quoted = b'data: "' + event(3, size=40)[len("data: ") : -2] + b'"\r\n\r\n'
+    body = event(1) + event(2) + quoted
+    data = HEAD + chunk(body[:7]) + chunk(body[7:90]) + chunk(body[90:])
+    found = check(*(data[index : index + 1] for index in range(len(data))))
+    assert faults(found) == []
+    assert found["events"] == 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "fault"),
+    [
+        ((1, 3, 4), "1 events lost in gaps"),
+        ((2, 3, 4), "1 events lost in gaps"),
+        ((1, 2), "1 events missing"),
+        ((1, 2, 2, 3), "1 events doubled"),
+        ((1, 3, 2), "1 events out of order"),
+        ((1, 2, 3, 4), "1 events too many"),
+    ],
+)
+def test_wrong_numbers(check: Check, numbers: tuple[int, ...], fault: str) -> None:
+    """A lost, doubled, reordered or additional event is told by name."""
+    found = check(HEAD + b"".join(chunk(event(n)) for n in numbers), timeout=10 if len(numbers) >= 3 else 1)
+    assert fault in faults(found)
+
+
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [
+        (chunk(event(1)) + b"zz\r\n", "1 streams with wrong chunk framing"),
+        (chunk(event(1))[:-2] + b"xx", "1 streams with wrong chunk framing"),
+        (chunk(event(1)) + event(2), "1 streams with wrong chunk framing"),
+        (chunk(event(1, size=39)), "1 events of the wrong size"),
+        (chunk(event(1) + b"date: 1\n\n"), "1 malformed lines"),
+        (chunk(b"event: stream-reset\ndata: {}\n\n"), "1 resets"),
+    ],
+)
+def test_wrong_bytes(check: Check, data: bytes, fault: str) -> None:
+    """Bad framing, a torn event, an unknown field and a reset are faults."""
+    assert fault in faults(check(HEAD + data, each=1, timeout=1))
+
+
+@pytest.mark.parametrize(
+    ("head", "fault"),
+    [
+        (HEAD.replace(b"200", b"503"), "1 responses with another status"),
+        (HEAD.replace(b"text/event-stream", b"text/plain"), "1 responses with wrong headers"),
+        (HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n"), "1 responses with wrong headers"),
+    ],
+)
+def test_wrong_headers(check: Check, head: bytes, fault: str) -> None:
+    """A response that is no event stream is a fault."""
+    assert fault in faults(check(head + chunk(event(1)), each=1))
+
+
+def test_ends(check: Check) -> None:
+    """A stream that ends with its last chunk is clean where ends are expected; one that is cut never is."""
+    body = b"".join(chunk(event(n)) for n in (1, 2, 3))
+    clean = check(HEAD + body + END, ends=1, closes=True)
+    assert faults(clean, may_end=True) == []
+    assert faults(clean) == ["1 streams ended"]
+    assert "1 streams cut" in faults(check(HEAD + body, ends=1, closes=True), may_end=True)
+
+
+def test_resume(check: Check) -> None:
+    """A stream that is opened again sends the last id and goes on counting from the last event."""
+    check(HEAD + b"".join(chunk(event(n, lines=f"id: e-{n}\n")) for n in (1, 2, 3)))
+    found = check(HEAD + chunk(event(4)) + chunk(event(5)), each=2, resume=1)
+    assert faults(found) == []
+    assert b"Last-Event-ID: e-3\r\n" in found["request"]
+    assert "2 events lost in gaps" in faults(check(HEAD + chunk(event(8)), each=1, resume=1))
+
+
+def test_a_run_with_a_fault_has_no_figure() -> None:
+    """One faulty run of three takes the figure away, and the table says why."""
+    results = Results.begin(FAN_OUT, "flask-plain", quick=False, date="2000-01-01")
+    for run in (1, 2, 3):
+        results.add("flask-plain", run, Outcome("1,000", {"events_per_s": 10.0 * run}))
+        results.add("sseflask", run, Outcome("1,000", {"events_per_s": 100.0 * run}, ["7 events missing"] if run == 2 else []))
+    summary = results.summary("flask-plain", "1,000", "events_per_s")
+    assert summary is not None
+    assert (summary.median, summary.minimum, summary.maximum) == (20, 10, 30)
+    assert results.summary("sseflask", "1,000", "events_per_s") is None
+    assert results.ratio("sseflask", "1,000", "events_per_s") is None
+    lines = report.table(results)
+    assert any("no figure: 7 events missing" in line for line in lines)
+    assert any("| 20 (10–30) |" in line for line in lines)
