@@ -112,7 +112,7 @@ class Settings:
             `graceful_timeout`.
         broker_url: What carries events from publishers to streams: `"auto"` or `"memory://"`, both within this process.
         history: Events that each channel keeps for clients that come back; at least 8.
-        history_seconds: Seconds that it keeps them.
+        history_seconds: Seconds that it keeps them; in a channel that has gone quiet, until the last has had its time.
         history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
         max_streams_per_client: Streams that one client, by its address or by `sse.client_key`, may have open in a worker.
         max_channels_per_stream: Channels that one subscription may name.

@@ -180,10 +180,9 @@ class ChannelLog:
         """The number of the newest entry after `cursor` that was there and can't be read any more; 0 if there is none."""
         if cursor >= self.last:
             return 0
-        for entry in self.entries:
-            if entry.seq > cursor:
-                return entry.prev if entry.prev > cursor else 0
-        return self.last
+        # The ring is an unbroken chain: what is gone lies before its first entry.
+        gone = self.entries[0].prev if self.entries else self.last
+        return gone if gone > cursor else 0
 
     def after(self, cursor: int) -> list[Entry]:
         """The entries after `cursor`, oldest first."""

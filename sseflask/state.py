@@ -43,7 +43,7 @@ class CloseReason(enum.StrEnum):
     DISCONNECTED = "disconnected"
     """The client hung up, or its connection was lost."""
     LOST = "lost"
-    """Nothing that was sent was acknowledged for `SSE_SEND_TIMEOUT`: the client has vanished, or has long ceased to read."""
+    """Nothing that was sent was acknowledged for longer than `SSE_SEND_TIMEOUT`: the client has vanished, or doesn't read."""
     TIMEOUT = "timeout"
     """Its deadline passed."""
     MAX_AGE = "max_age"

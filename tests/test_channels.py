@@ -914,7 +914,7 @@ class TestTokens:
         refusal(closed_site.get("/events/a"), 403)
 
     def test_never_logged(self, closed_site: Site, caplog: pytest.LogCaptureFixture) -> None:
-        """No log line has a token: neither the access logs of gunicorn and Werkzeug, nor ours, whatever goes wrong."""
+        """No log line has a token: neither those of gunicorn and Werkzeug, nor ours, whatever goes wrong."""
         token = closed_site.sse.sign("a")
         with caplog.at_level(logging.DEBUG):
             page = closed_site.open(f"/events/a?token={token}")
@@ -928,6 +928,7 @@ class TestTokens:
             logging.getLogger("gunicorn.access").info('%(h)s "%(r)s" %(s)s "%(f)s" %(q)s', atoms)
             logging.getLogger("werkzeug").info('%s - - [%s] "%s" %s -', "127.0.0.1", "now", line, 200)
             logging.getLogger("werkzeug").info(line)
+            logging.getLogger("gunicorn.error").error("Error handling request %s", f"/events/?token={token}")
             logging.getLogger("werkzeug").info("100%% of %s", "it")
         assert token not in caplog.text and token.rpartition(".")[2] not in caplog.text
         lines = [record.getMessage() for record in caplog.records if record.name in ("gunicorn.access", "werkzeug")]
@@ -938,7 +939,7 @@ class TestTokens:
         """However many apps there are, an access log has one filter."""
         for _ in range(3):
             SSE(Flask("app"))
-        for name in ("gunicorn.access", "werkzeug"):
+        for name in ("gunicorn.access", "gunicorn.error", "werkzeug"):
             filters = logging.getLogger(name).filters
             assert len([one for one in filters if isinstance(one, sseflask.auth.RedactTokens)]) == 1
 

@@ -16,6 +16,8 @@ from sseflask.stream import Stream
 
 from .poller import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Poller
 
+#: The connection's `TCP_USER_TIMEOUT`, as a part of `SSE_SEND_TIMEOUT`.
+USER_TIMEOUT_PART: Final = 1.5
 #: What a client sees of a stream that is cut: a reset, never an end that looks whole.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -48,8 +50,10 @@ class SocketSink:
         self._taken: gevent.event.Event | None = None
         self.blocked_since: float | None = None
         if sock.family in (_socket.AF_INET, _socket.AF_INET6):
-            # A peer that has vanished answers nothing, and a small keepalive always fits the buffer.
-            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, int(stream.send_timeout * 1000))
+            # A peer that has vanished answers nothing, and a small keepalive always fits the buffer. The kernel waits longer than
+            # we do: a client whose buffer is full is cut by us, as slow.
+            timeout_ms = int(stream.send_timeout * USER_TIMEOUT_PART * 1000)
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, timeout_ms)
         poller.add(self._fd, self)
 
     def write(self, data: bytes) -> bool:

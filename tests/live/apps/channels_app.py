@@ -102,11 +102,11 @@ def publish() -> dict[str, Any]:
 
 @app.post("/publish-own")
 def publish_own() -> dict[str, Any]:
-    """Publishes to `channels` channels, `own-0` and so on, `count` events each, a pause after each round."""
+    """Publishes to `channels` channels, `own-0` and so on, events numbered from `first`, with a pause after each round."""
     args = request.args
-    channels, count, pause = args.get("channels", 0, int), args.get("count", 0, int), args.get("pause", 0.0, float)
+    channels, first, pause = args.get("channels", 0, int), args.get("first", 0, int), args.get("pause", 0.0, float)
     began = time.monotonic()
-    for n in range(count):
+    for n in range(first, first + args.get("count", 0, int)):
         for each in range(channels):
             sse.publish({"series": f"own-{each}", "n": n}, channel=f"own-{each}")
             if each % 50 == 0:
