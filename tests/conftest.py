@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sseflask import process
 from tests.live.server import RUNNING, Server
 
 LOG_LINES = 200
@@ -59,3 +60,11 @@ def pytest_sessionfinish() -> None:
     """Stops what a fixture of a wider scope may have left."""
     for server in list(RUNNING):
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _no_stream_of_another_test() -> Iterator[None]:
+    """Ends what a test has left open in this process: Flask's test client closes no response that isn't read to its end."""
+    yield
+    for stream in list(process.current().streams):
+        stream.sink_ended()
