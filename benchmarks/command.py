@@ -35,7 +35,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     document["machine"] = machine.describe()
     for name in names:
-        results = measure(scenario.ALL_BY_NAME[name], options.peer, runs=options.runs, against=options.against, quick=options.quick)
+        chosen = scenario.ALL_BY_NAME[name]
+        against = "flask-sse-2" if chosen.is_for_several else options.against
+        results = measure(chosen, options.peer, runs=options.runs, against=against, quick=options.quick)
         document["scenarios"][name] = results.data
         print(report.terminal(results), flush=True)
         if options.save:
@@ -51,7 +53,7 @@ def measure(chosen: Scenario, peers: Sequence[str], *, runs: int, against: str, 
     results = Results.begin(chosen, against, quick=quick, date=today)
     for run in range(1, runs + 1):
         for name in peers:
-            if name in results.data["skipped"]:
+            if name in results.data["skipped"] or (peer.BY_NAME[name].workers > 1) is not chosen.is_for_several:
                 continue
             print(f"{chosen.name}, run {run}: {name}", file=sys.stderr, flush=True)
             try:

@@ -46,6 +46,7 @@ class Peer:
         idles: Whether it has `/idle`, a generator that waits.
         replays: Whether a client that comes back with `Last-Event-ID` gets what it missed.
         has_hub: Whether `/hub` says how long its gevent hub was kept from polling.
+        workers: Its processes; those with several are for the scenario that is about them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Peer:
     idles: bool = False
     replays: bool = False
     has_hub: bool = False
+    workers: int = 1
 
     def publish_path(
         self, *, count: int, size: int = 100, rate: float = 0, first: int = 1, channels: int = 1, more: str = ""
@@ -78,10 +80,12 @@ def _python(name: str, port: int, *command: str) -> Launch:
     return Launch([str(interpreter), "-m", *command], PEERS / name, environ)
 
 
-def _gunicorn(name: str, worker: str) -> Callable[[int, Path], Launch]:
+def _gunicorn(name: str, worker: str, *, workers: int = 1, broker: str = "memory://") -> Callable[[int, Path], Launch]:
     def launch(port: int, directory: Path) -> Launch:
         conf = PEERS / "shared" / "gunicorn.conf.py"
-        return _python(name, port, "gunicorn", "-c", str(conf), "-k", worker, "app:app")
+        made = _python(name, port, "gunicorn", "-c", str(conf), "-k", worker, "app:app")
+        environ = {"BENCH_WORKERS": str(workers), "BENCH_BROKER": broker, "TMPDIR": str(directory)}
+        return dataclasses.replace(made, environ={**made.environ, **environ})
 
     return launch
 
@@ -128,13 +132,22 @@ def _nchan(port: int, directory: Path) -> Launch:
     return Launch([nginx, "-p", str(directory), "-e", "stderr", "-c", str(conf)], directory, {})
 
 
+STREAM_WORKER = "sseflask.worker.StreamWorker"
+
 ALL = (
     Peer(
         "sseflask",
         "sseflask, `StreamWorker`, `memory://`",
-        _gunicorn("sseflask", "sseflask.worker.StreamWorker"),
+        _gunicorn("sseflask", STREAM_WORKER),
         generates=True,
         idles=True,
+        replays=True,
+        has_hub=True,
+    ),
+    Peer(
+        "sseflask-auto",
+        "sseflask, `StreamWorker`, `auto`: an SQLite file",
+        _gunicorn("sseflask", STREAM_WORKER, broker="auto"),
         replays=True,
         has_hub=True,
     ),
@@ -152,6 +165,27 @@ ALL = (
     Peer("django-eventstream", "django-eventstream, uvicorn", _uvicorn("django-eventstream"), opens_late=True),
     Peer("better-sse", "better-sse, Node", _better_sse, generates=True),
     Peer("nchan", "nginx with nchan", _nchan, is_posted_to=True, replays=True),
+    Peer(
+        "sseflask-sqlite-2",
+        "sseflask, 2 workers on an SQLite file",
+        _gunicorn("sseflask", STREAM_WORKER, workers=2, broker="auto"),
+        workers=2,
+    ),
+    Peer(
+        "sseflask-redis-2",
+        "sseflask, 2 workers on Redis",
+        _gunicorn("sseflask", STREAM_WORKER, workers=2, broker="redis"),
+        needs_redis=True,
+        workers=2,
+    ),
+    Peer(
+        "flask-sse-2",
+        "Flask-SSE, 2 workers on Redis",
+        _gunicorn("flask-sse", "gevent", workers=2),
+        needs_redis=True,
+        is_silent=True,
+        workers=2,
+    ),
     Peer("python-send", "limit: one Python `send` per event", _python_send),
     Peer("c-send", "limit: one C `send` per event", _c_send),
 )

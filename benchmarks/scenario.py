@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
+from . import redis
 from .environment import Unavailable
 from .generator import LoadGenerator, Report, faults
 from .peer import BY_NAME, Peer
@@ -128,6 +129,7 @@ class Scenario:
         metrics: Its figures; ratios are those of the first.
         steps: Makes its steps, fewer and smaller ones for a quick run.
         chart: How it is drawn: `"bars"`, or `"lines"` over the number of streams.
+        is_for_several: Whether it is about peers with several workers, and no others.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Scenario:
     metrics: tuple[Metric, ...]
     steps: Callable[[bool], list[Step]]
     chart: str = "bars"
+    is_for_several: bool = False
 
     def run(self, peer: Peer, *, quick: bool) -> Iterator[Outcome]:
         """Runs it once.
@@ -415,6 +418,54 @@ PUBLISH = Scenario(
 )
 
 
+# ---- Brokers ----
+
+
+def _brokers(streams: int, events: int, single: int) -> Step:
+    def measure(bench: Bench) -> Iterator[Outcome]:
+        opened = bench.open(streams)
+        bench.warm_up()
+        alone = bench.publish(single, streams=streams, rate=10, timeout=120)
+        figures: dict[str, float] = _latencies(alone)
+        many = bench.publish(events, streams=streams, first=single + 1, timeout=300)
+        if many["span"] and many["events"]:
+            figures["events_per_s"] = many["events"] / many["span"]
+        yield _outcome(f"{streams:,} over 2 workers", figures, opened, alone, many)
+
+    return Step(measure)
+
+
+def _broker_publishes(count: int) -> Step:
+    def measure(bench: Bench) -> Iterator[Outcome]:
+        path = bench.peer.publish_path
+        bench.server.ask(path(count=max(1, count // 20), more="&yield=0"))
+        answer = bench.server.ask(path(count=count, more="&yield=0"))
+        figures = {"publishes_per_s": answer["published"] / answer["seconds"]}
+        if bench.server.redis_port is not None and bench.peer.name.startswith("sseflask"):
+            figures["redis_per_s"] = redis.calls_per_second(bench.server.redis_port, count)
+        yield Outcome("no subscriber", figures)
+
+    return Step(measure)
+
+
+BROKERS = Scenario(
+    "brokers",
+    "Brokers",
+    "Two workers, 1,000 subscribers of one channel spread over them by the kernel. Ten events a second, one by one: how long after "
+    "its publishing each arrived, the last of all included (max). Then 200 as fast as the server takes them: deliveries a second. "
+    "Last, publishes one after the other without subscribers, beside what `redis-benchmark` reaches with the same script from one "
+    "connection.",
+    (
+        Metric("events_per_s", "deliveries/s", 0, True),
+        *LATENCIES,
+        Metric("publishes_per_s", "publishes/s", 0, True),
+        Metric("redis_per_s", "redis-benchmark, calls/s", 0, None),
+    ),
+    lambda quick: [_brokers(100, 20, 5), _broker_publishes(200)] if quick else [_brokers(1000, 200, 50), _broker_publishes(10_000)],
+    is_for_several=True,
+)
+
+
 # ---- The load generator itself ----
 
 
@@ -448,7 +499,7 @@ LOAD = Scenario(
     lambda quick: [_load(100, 200, 20)] if quick else [_load(1000, 200, 1), _load(1000, 2000, 10), _load(1000, 4000, 100)],
 )
 
-ALL = (FAN_OUT, GROWTH, STEADY, OWN_CHANNELS, IDLE, CONNECT, GENERATORS, PUBLISH, LOAD)
+ALL = (FAN_OUT, GROWTH, STEADY, OWN_CHANNELS, IDLE, CONNECT, GENERATORS, PUBLISH, BROKERS, LOAD)
 ALL_BY_NAME = {scenario.name: scenario for scenario in ALL}
 
 __all__ = ["ALL", "ALL_BY_NAME", "BY_NAME", "Metric", "Outcome", "Scenario", "Unavailable"]

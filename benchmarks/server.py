@@ -115,12 +115,14 @@ class Server:
         peer: Which.
         port: Where it listens, on the loopback interface.
         process: Its processes, without Redis's.
+        redis_port: That of its Redis; None without one.
     """
 
-    def __init__(self, peer: Peer, port: int, process: Process) -> None:
+    def __init__(self, peer: Peer, port: int, process: Process, redis_port: int | None = None) -> None:
         self.peer = peer
         self.port = port
         self.process = process
+        self.redis_port = redis_port
 
     def ask(self, path: str, timeout: float = 60) -> Any:
         """Gets a path and reads its JSON."""
@@ -140,14 +142,15 @@ def running(peer: Peer) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         environ: dict[str, str] = {}
-        if peer.needs_redis:
-            environ["BENCH_REDIS_URL"] = f"redis://{HOST}:{_start_redis(directory, core, stack)}/0"
+        redis_port = _start_redis(directory, core, stack) if peer.needs_redis else None
+        if redis_port is not None:
+            environ["BENCH_REDIS_URL"] = f"redis://{HOST}:{redis_port}/0"
         port = free_port()
         launch = peer.launch(port, directory)
         process = Process(Launch(launch.command, launch.directory, {**launch.environ, **environ}), core, directory / "log")
         stack.callback(process.stop)
         process.wait_for(port)
-        yield Server(peer, port, process)
+        yield Server(peer, port, process, redis_port)
 
 
 def _start_redis(directory: Path, core: int, stack: contextlib.ExitStack) -> int:

@@ -1,11 +1,13 @@
 """The examples of sseflask: one Flask app, one module for each example.
 
-Serve them with `gunicorn -c gunicorn.conf.py 'examples:create_app()'`.
+Serve them with `gunicorn -c gunicorn.conf.py 'examples:create_app()'`. The example `celery` needs Redis, and so a
+`SSE_BROKER_URL`, in the environment; the others run without.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 
 from flask import Flask, Response
 
@@ -17,6 +19,7 @@ def create_app() -> Flask:
     """The app: an index page, a blueprint for each example, and sseflask."""
     app = Flask(__name__)
     app.logger.setLevel(logging.INFO)  # The examples say what they do.
+    app.config["SSE_BROKER_URL"] = os.environ.get("SSE_BROKER_URL", "auto")
     app.register_blueprint(catalogue.bp)
     for example in catalogue.EXAMPLES:
         app.register_blueprint(example.module.bp)

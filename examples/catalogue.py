@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from flask import Blueprint, render_template, request
 from markupsafe import Markup
 
-from . import board, chat, counter, endpoint, long_job, machine, markov, metrics, notifications, progress
+from . import board, celery, chat, counter, endpoint, long_job, machine, markov, metrics, notifications, progress
 from .source import highlighted
 from .streaming import sse
 
@@ -29,6 +28,7 @@ class Example:
         summary: What it does, in one sentence.
         shows: What of sseflask it teaches.
         more: Further modules whose code its page shows.
+        files: Further files beside this one whose code its page shows: those of modules that need what may not be installed.
     """
 
     module: ModuleType
@@ -36,6 +36,7 @@ class Example:
     summary: str
     shows: tuple[str, ...]
     more: tuple[ModuleType, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,7 +46,8 @@ class Example:
     @property
     def sources(self) -> list[tuple[str, Markup]]:
         """The file name and the highlighted code of each of its modules."""
-        return [_source(module) for module in (self.module, *self.more)]
+        beside = Path(__file__).parent
+        return [_source(path) for path in (*map(_path, (self.module, *self.more)), *(beside / name for name in self.files))]
 
 
 EXAMPLES = (
@@ -93,6 +95,13 @@ EXAMPLES = (
         "A board of cards that all visitors move at once: each page starts from a snapshot and follows live.",
         ("snapshot", "replay", "stream-reset"),
     ),
+    Example(
+        celery,
+        "Celery",
+        "A job in a Celery worker, on this machine or another, that shows how far it is in every page that asks.",
+        ("Publisher", "Redis", "snapshot", "a closed channel"),
+        files=("worker.py",),
+    ),
 )
 
 FIRST_APP = """\
@@ -136,6 +145,10 @@ def examples() -> dict[str, Any]:
     return {"examples": EXAMPLES, "example": next((example for example in EXAMPLES if example.name == request.blueprint), None)}
 
 
+def _path(module: ModuleType) -> Path:
+    return Path(str(module.__file__))
+
+
 @functools.cache
-def _source(module: ModuleType) -> tuple[str, Markup]:
-    return Path(str(module.__file__)).name, highlighted(inspect.getsource(module))
+def _source(path: Path) -> tuple[str, Markup]:
+    return path.name, highlighted(path.read_text(encoding="utf-8"))

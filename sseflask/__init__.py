@@ -20,6 +20,7 @@ from .errors import (
 )
 from .event import ServerSentEvent
 from .extension import SSE
+from .publisher import Publisher
 from .response import EventSourceResponse
 from .signals import event_published, stream_closed, stream_opened, subscriber_dropped
 from .state import CloseReason
@@ -40,6 +41,7 @@ __all__ = [
     "InvalidSetting",
     "InvalidSubscription",
     "NoActiveStream",
+    "Publisher",
     "SSEError",
     "ServerSentEvent",
     "Stream",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from .emitter import Listener
+from .emitter import RESERVED, Listener
 from .errors import EventTooLarge, InvalidChannel, InvalidEvent
 from .event import ServerSentEvent, to_event
 from .log import EventId
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES: Final = 200
 #: Bytes that a publisher's own id may have in UTF-8: what comes back as a header must pass every server.
 MAX_ID_BYTES: Final = 256
-#: Names that begin so belong to the blueprint's own routes.
-RESERVED: Final = "-/"
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\x80-\x9f\u2028\u2029]")
 
@@ -65,8 +63,14 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
         if EventId.parse(own) is not None:
             raise InvalidEvent("id", own, "ids of this form are the broker's own")
     # Only what might be too large is encoded to see: a character is 4 bytes at the most, a line end 7 with the next line's name.
-    characters = len(event.data) + len(event.event or "") + len(event.comment or "")
-    if characters * 7 + len(own or "") * 4 + 64 > max_bytes and (size := len(event.encode())) > max_bytes:
+    characters = len(event.data)
+    if event.event is not None:
+        characters += len(event.event)
+    if event.comment is not None:
+        characters += len(event.comment)
+    if own is not None:
+        characters += len(own)
+    if characters * 7 + 64 > max_bytes and (size := len(event.encode())) > max_bytes:
         raise EventTooLarge(event.data, size, max_bytes)
     return event
 
@@ -132,6 +136,9 @@ class Channel:
 
     @property
     def subscribers(self) -> int:
-        """The streams of this process that subscribe to the channel."""
-        found = self._broker().emitter.find(self.name)
-        return len(found.subscribers) if found is not None else 0
+        """The streams that subscribe to the channel: in this process as of now, in the others as of some seconds ago.
+
+        Raises:
+            BrokerUnavailable: The others' can't be known now.
+        """
+        return self._broker().count(self.name)

@@ -69,6 +69,26 @@ def _one_of(*choices: str) -> Check:
     return check
 
 
+def _broker_url(name: str, value: Any) -> str:
+    schemes = ("memory://", "sqlite:///", "redis://", "rediss://", "unix://")
+    if not isinstance(value, str) or not (value == "auto" or value.startswith(schemes)) or value == "sqlite:///":
+        shown = redacted(value) if isinstance(value, str) else value
+        raise InvalidSetting(name, shown, '"auto", memory://, sqlite:///PATH, redis://HOST:PORT/DB, rediss://… or unix://PATH')
+    return value
+
+
+def _prefix(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[\w.:/-]{1,100}", value, re.ASCII):
+        raise InvalidSetting(name, value, "1 to 100 letters, digits and . : / - _")
+    return value
+
+
+def redacted(url: str) -> str:
+    """A URL as logs and errors may show it: without what stands before the host's name, and without a password argument."""
+    url = re.sub(r"(?<=://)[^/@]*@", "", url)
+    return re.sub(r"(?i)((?:password|username)=)[^&]*", r"\1…", url)
+
+
 def _event_name(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value or re.search(r"[\r\n\0]", value):
         raise InvalidSetting(name, value, "an event name: a non-empty string of one line without NUL")
@@ -110,7 +130,12 @@ class Settings:
             tells it to come back (a browser's EventSource gives up for good on any status but 200).
         drain_seconds: Seconds over which a worker that stops spreads the ends of its streams; above 0, and below gunicorn's
             `graceful_timeout`.
-        broker_url: What carries events from publishers to streams: `"auto"` or `"memory://"`, both within this process.
+        broker_url: What carries events from publishers to streams. `"auto"`: under `StreamWorker` an SQLite file that its gunicorn
+            makes and removes, for all its workers; elsewhere memory. `"memory://"`: this process alone.
+            `"sqlite:///PATH"`: a file, for the processes of one host. `"redis://HOST:PORT/DB"`, `"rediss://…"`, `"unix://PATH"`:
+            Redis or Valkey, for several hosts.
+        broker_timeout: Seconds that a publish, or reading a channel's history, may take before it fails; above 0.
+        broker_prefix: What the keys in Redis begin with, so that several apps can share one.
         history: Events that each channel keeps for clients that come back; at least 8.
         history_seconds: Seconds that it keeps them; in a channel that has gone quiet, until the last has had its time.
         history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
@@ -139,7 +164,9 @@ class Settings:
     max_streams: int | None = _setting(None, _optional(_integer(at_least=1, unit="streams")))
     refuse: str = _setting("status", _one_of("status", "retry"))
     drain_seconds: float = _setting(5.0, SECONDS)
-    broker_url: str = _setting("auto", _one_of("auto", "memory://"))
+    broker_url: str = _setting("auto", _broker_url)
+    broker_timeout: float = _setting(5.0, SECONDS)
+    broker_prefix: str = _setting("sseflask", _prefix)
     history: int = _setting(256, _integer(at_least=8, unit="events"))
     history_seconds: float = _setting(300.0, SECONDS)
     history_bytes: int = _setting(64 * 1024 * 1024, _integer(at_least=64 * 1024, unit="bytes"))
@@ -223,6 +250,8 @@ class StreamOptions:
     lifecycle: bool | Mapping[str, Any] = False
     negotiate: bool = False
     g: tuple[str, ...] = ()
+    # What `resolved` last gave, and for which settings: a view's options meet the same ones at each request.
+    _last: tuple[Settings, StreamOptions] | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks = {"keepalive": SECONDS, "timeout": SECONDS_OR_NONE, "retry": MILLISECONDS_OR_NONE, "max_age": SECONDS_OR_NONE}
@@ -239,10 +268,18 @@ class StreamOptions:
 
     def resolved(self, settings: Settings) -> StreamOptions:
         """These options, with the app's settings where none was given."""
-        return dataclasses.replace(
+        if self._last is not None and self._last[0] is settings:
+            return self._last[1]
+        options = dataclasses.replace(
             self,
             keepalive=settings.keepalive_interval if self.keepalive is UNSET else self.keepalive,
             timeout=settings.stream_timeout if self.timeout is UNSET else self.timeout,
             retry=settings.retry if self.retry is UNSET else self.retry,
             max_age=settings.max_age if self.max_age is UNSET else self.max_age,
         )
+        object.__setattr__(self, "_last", (settings, options))
+        return options
+
+
+#: The options of a stream for which none was given.
+DEFAULTS: Final = StreamOptions()

@@ -53,7 +53,7 @@ class GeneratorContext:
         own = copy.copy(request)
         own.environ = _without_server_objects(request.environ)
         own.__dict__["headers"] = EnvironHeaders(own.environ)
-        own.__dict__["stream"] = io.BytesIO()
+        own.__dict__["stream"] = own.environ["wsgi.input"]
         # The view's context closes the files that its request knows.
         if "files" in request.__dict__:
             request.__dict__["files"] = MultiDict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from .errors import InvalidSetting
-from .event import MAX_RETRY_MS, ServerSentEvent, received
+from .event import MAX_RETRY_MS, ServerSentEvent, unchecked
 
 DEFAULT_MAX_EVENT_BYTES: Final = 16 * 2**20
 """16 MiB: sixteen times what a publisher may send by default."""
@@ -157,7 +157,7 @@ class EventDecoder:
         if self._data:
             # Decoding all lines at once is decoding each: an LF ends whatever sequence is cut off before it.
             data = _decoded(self._data)[:-1]
-            event = received(data, event=self._event or None, id=self.last_event_id or None, retry=self._retry)
+            event = unchecked(data, event=self._event or None, id=self.last_event_id or None, retry=self._retry)
         self._begin_block()
         return event
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from . import native
 from .event import ServerSentEvent
@@ -13,6 +13,9 @@ from .event import ServerSentEvent
 log = logging.getLogger("sseflask.emitter")
 
 Listener = Callable[[ServerSentEvent], Any]
+
+#: Names that begin so belong to sseflask itself: to its routes, and to what its processes tell one another.
+RESERVED: Final = "-/"
 
 
 class Subscriber(Protocol):
@@ -33,6 +36,12 @@ class Subscriber(Protocol):
         """Whether it hasn't got as far as entry `seq`, though its client reads."""
         ...
 
+    def begin_anew(self, epoch: str) -> None:
+        """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now.
+
+        Called under the emitter's lock.
+        """
+
 
 class Channel:
     """Who listens to one channel in this process.
@@ -42,16 +51,18 @@ class Channel:
         listeners: Functions, each with whether it is called only once.
         subscribers: Streams, in the order in which they came.
         is_due: Whether a waker has it in line.
+        waiting: Entries published while a waker was busy with streams, since it last took the channel up.
         unpaced: Entries published since it was last seen to that no stream falls behind for want of a chance to run.
     """
 
-    __slots__ = ("is_due", "listeners", "name", "subscribers", "unpaced")
+    __slots__ = ("is_due", "listeners", "name", "subscribers", "unpaced", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.listeners: list[tuple[Listener, bool]] = []
         self.subscribers: dict[Subscriber, None] = {}
         self.is_due = False
+        self.waiting = 0
         self.unpaced = 0
 
 
@@ -63,6 +74,11 @@ class EventEmitter:
     stops nobody else.
 
     A channel exists from its first use until nobody listens to it any more and its history has expired.
+
+    Attributes:
+        lock: Guards it, and the log beside it: unpatched, held for moments.
+        on_listen: Called, outside the lock, when a channel has got a listener; None for nothing.
+        changes: How often a stream has come or gone.
     """
 
     def __init__(self, history: Callable[[], Iterable[str]] = tuple) -> None:
@@ -72,6 +88,8 @@ class EventEmitter:
             history: Names the channels that have a history; called under the lock.
         """
         self.lock = native.Lock()
+        self.on_listen: Callable[[], object] | None = None
+        self.changes = 0
         self._history = history
         self._channels: dict[str, Channel] = {}
         self._queue: collections.deque[tuple[str, ServerSentEvent]] = collections.deque()
@@ -111,7 +129,7 @@ class EventEmitter:
     def channels(self) -> list[str]:
         """The channels that somebody in this process listens to, or whose history it keeps."""
         with self.lock:
-            return list(dict.fromkeys([*self._channels, *self._history()]))
+            return [name for name in dict.fromkeys([*self._channels, *self._history()]) if not name.startswith(RESERVED)]
 
     # What brokers and streams use.
 
@@ -126,6 +144,7 @@ class EventEmitter:
             found = self._channels[channel] = Channel(channel)
         is_first = not found.subscribers
         found.subscribers[subscriber] = None
+        self.changes += 1
         return is_first
 
     def unsubscribe(self, channel: str, subscriber: Subscriber) -> bool:
@@ -134,8 +153,17 @@ class EventEmitter:
         if found is None or subscriber not in found.subscribers:
             return False
         del found.subscribers[subscriber]
+        self.changes += 1
         self._drop_if_unused(found)
         return not found.subscribers
+
+    def listened(self) -> list[str]:
+        """The channels that have listeners; called under the lock."""
+        return [name for name, found in self._channels.items() if found.listeners]
+
+    def subscribed(self) -> dict[str, int]:
+        """How many streams each channel has that has any; called under the lock."""
+        return {name: len(found.subscribers) for name, found in self._channels.items() if found.subscribers}
 
     def enqueue(self, channel: str, make_event: Callable[[], ServerSentEvent]) -> None:
         """Puts an event in line for the listeners; called under the lock, in the order of the log. `flush` follows outside it."""
@@ -165,6 +193,8 @@ class EventEmitter:
             if found is None:
                 found = self._channels[channel] = Channel(channel)
             found.listeners = [*found.listeners, (listener, once)]
+        if self.on_listen is not None:
+            self.on_listen()
         return listener
 
     def _taken(self, channel: str) -> list[Listener]:

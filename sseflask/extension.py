@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
+import logging
 import os
+import re
 import time
+import urllib.parse
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, ParamSpec, overload
 
-from flask import Blueprint, Flask, Response, current_app, has_app_context, has_request_context, request
+from flask import Blueprint, Flask, Response, current_app, has_request_context, request
 from flask.sansio.app import App
 
-from . import auth, process, signals, views
+from . import auth, cli, process, signals, views
 from .auth import Authorize
-from .brokers import Broker, MemoryBroker
+from .brokers import Broker, make_broker
 from .channel import Channel, checked_event, checked_name
-from .config import SECONDS, UNSET, Settings, StreamOptions
+from .config import DEFAULTS, SECONDS, UNSET, Settings, StreamOptions, redacted
+from .control import Control
 from .current import heartbeat
 from .emitter import EventEmitter, Listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidEvent, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent, to_event
 from .producer import release
-from .response import EventSourceResponse, SubscriptionResponse, last_event_id
+from .response import UNAVAILABLE, EventSourceResponse, SubscriptionResponse, last_event_id, refusal
 from .stream import is_final_id
 from .subscription import Filter, Selection, Snapshot
+
+log = logging.getLogger("sseflask.broker")
 
 P = ParamSpec("P")
 
@@ -39,12 +46,17 @@ class Installation:
     Attributes:
         sse: The extension that was installed.
         settings: The app's settings, as they were when it was.
+        ready: The app's broker, once it has been made in this process and may be used by whoever asks; else None.
     """
 
-    def __init__(self, sse: SSE, settings: Settings) -> None:
+    def __init__(self, sse: SSE, settings: Settings, name: str) -> None:
         self.sse = sse
         self.settings = settings
+        self.ready: Broker | None = None
+        self._name = name
+        self._is_auto = settings.broker_url == "auto"
         self._brokers: dict[int, Broker] = {}
+        self._controls: dict[int, Control] = {}
 
     @property
     def broker(self) -> Broker:
@@ -53,19 +65,35 @@ class Installation:
         Raises:
             BrokerUnavailable: Other processes serve the app too, and nothing joins them.
         """
-        if self.settings.broker_url == "auto" and (
-            process.current().workers > 1 or (has_request_context() and request.environ.get("wsgi.multiprocess"))
+        if (
+            self._is_auto
+            and (here := process.current()).directory is None
+            and (here.workers > 1 or (has_request_context() and request.environ.get("wsgi.multiprocess")))
         ):
             raise BrokerUnavailable(
-                "several processes serve this app, and an event published in one would not reach the streams of the others: "
-                "run one worker, or set SSE_BROKER_URL to memory:// if each is to have channels of its own"
+                "several processes serve this app, and an event published in one would not reach the streams of the others: set "
+                "SSE_BROKER_URL to sqlite:///PATH or redis://…, run them under sseflask.worker.StreamWorker, or set it to "
+                "memory:// if each is to have channels of its own"
             )
-        pid = os.getpid()
-        broker = self._brokers.get(pid)
+        broker = self._brokers.get(os.getpid())
         if broker is None:
             # Two threads may come here together: the listeners are in the broker before anyone else sees it.
-            broker = self._brokers.setdefault(pid, self._make_broker())
+            made = self._make_broker()
+            broker = self._brokers.setdefault(os.getpid(), made)
+            if broker is made:
+                process.current().on_exit.append(broker.close)
+                broker.open()
+        if self.ready is None and (not self._is_auto or process.current().directory is not None):
+            # A forked child has none yet: until then nobody needs to ask for the process's id.
+            _forget_in_children()
+            _ready.add(self)
+            self.ready = broker
         return broker
+
+    @property
+    def control(self) -> Control:
+        """What this process tells the app's others, and hears from them."""
+        return self._controls.setdefault(os.getpid(), Control(lambda: self.broker))
 
     @property
     def broker_in_use(self) -> Broker | None:
@@ -73,17 +101,41 @@ class Installation:
         return self._brokers.get(os.getpid())
 
     def _make_broker(self) -> Broker:
-        settings, here = self.settings, process.current()
-        broker = MemoryBroker(
-            here.waker,
-            here.timer.call_every_second,
-            history=settings.history,
-            history_seconds=settings.history_seconds,
-            history_bytes=settings.history_bytes,
-        )
+        here, url = process.current(), self.settings.broker_url
+        if url == "auto" and here.directory is not None:
+            # What dies with the server needs no word from the disk.
+            url = f"sqlite:///{urllib.parse.quote(str(here.directory / self._name))}.sqlite?synchronous=off"
+        broker = make_broker(self.settings, url, here.waker, here.timer.call_every_second)
+        log.info("events travel by %s (SSE_BROKER_URL is %r)", redacted(url), redacted(self.settings.broker_url))
         for name, listener in self.sse.listeners:
             broker.emitter.on(name, listener)
         return broker
+
+
+#: The installations whose broker is ready in this process.
+_ready: Final[weakref.WeakSet[Installation]] = weakref.WeakSet()
+
+
+@functools.cache
+def _forget_in_children() -> None:
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    for installation in list(_ready):
+        installation.ready = None
+    _ready.clear()
+
+
+#: How many apps have had a name, so that each has a name of its own; the same in each process that loads them in the same order.
+_named: Final[collections.Counter[str]] = collections.Counter()
+
+
+def _file_name(app: Flask) -> str:
+    """A name for an app's file, the same in all processes of a server."""
+    plain = re.sub(r"\W+", "-", app.import_name)[:60].strip("-") or "app"
+    _named[plain] += 1
+    return plain if _named[plain] == 1 else f"{plain}-{_named[plain]}"
 
 
 class SSE(Blueprint):
@@ -143,9 +195,10 @@ class SSE(Blueprint):
         """
         installed = app.extensions.get(KEY)
         if installed is None:
-            app.extensions[KEY] = Installation(self, Settings.from_config(app.config))
+            app.extensions[KEY] = Installation(self, Settings.from_config(app.config), _file_name(app))
             self._installed.append(weakref.ref(app))
             auth.redact_server_logs()
+            cli.install(app)
             for kind, answer in views.ANSWERS.items():
                 if kind not in app.error_handler_spec[None][None]:
                     app.register_error_handler(kind, answer)
@@ -253,7 +306,7 @@ class SSE(Blueprint):
         if event is not None and type is not None and event != type:
             raise InvalidEvent("event", event, f"type= is another name for it and says {type!r}: give one of them")
         named = to_event(data, event=event if event is not None else type, id=id, retry=retry)
-        return self._publish(checked_name(channel), named, token=token)
+        return self._publish(channel, named, token=token)
 
     def channel(self, name: str, *, event: str | None = None, end_event: str | None = None, history: int | None = None) -> Channel:
         """A handle for one channel.
@@ -275,8 +328,9 @@ class SSE(Blueprint):
         if history is not None:
             Settings.check("history", history)
         ended = end_event if end_event is not None else self.settings.end_event
-        broker = self._app_installation
-        return Channel(checked_name(name), lambda: broker().broker, self._publish, event=event, end_event=ended, history=history)
+        return Channel(
+            checked_name(name), lambda: self.installation.broker, self._publish, event=event, end_event=ended, history=history
+        )
 
     def on(self, channel: str) -> Callable[[Listener], Listener]:
         """Decorates a listener: it is called in this process with each event of the channel, in order, by who publishes it.
@@ -299,12 +353,18 @@ class SSE(Blueprint):
     @property
     def emitter(self) -> EventEmitter:
         """The registry of this process's channels, of the current app or the only one."""
-        return self._app_installation().broker.emitter
+        return self.installation.broker.emitter
+
+    @property
+    def installation(self) -> Installation:
+        """What the current app, or the only one, has of this extension."""
+        installed: Installation = self._app().extensions[KEY]
+        return installed
 
     @property
     def settings(self) -> Settings:
         """The settings of the current app, or of the only one."""
-        return self._app_installation().settings
+        return self.installation.settings
 
     def subscribe(
         self,
@@ -343,7 +403,9 @@ class SSE(Blueprint):
         """
         names = tuple(dict.fromkeys(checked_name(channel) for channel in channels))
         events = None if event is None else frozenset([event] if isinstance(event, str) else event)
-        options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
+        options = DEFAULTS
+        if not keepalive is timeout is retry is max_age is UNSET:
+            options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
         return self.open_subscription(names, snapshot=snapshot, filter=filter, events=events, options=options)
 
     def open_subscription(
@@ -357,18 +419,46 @@ class SSE(Blueprint):
         expires_in: float | None = None,
     ) -> Response:
         """What `subscribe` and the routes have in common: names that are checked, and a token's end."""
-        installation = self._app_installation()
+        installation = self.installation
         self.check_count(channels)
         if has_request_context() and is_final_id(last_event_id()):
             return Response(status=204)
-        return SubscriptionResponse(
-            installation.broker,
-            Selection(channels, filter, events),
-            options if options is not None else StreamOptions(),
-            installation.settings,
-            snapshot=snapshot,
-            expires_in=expires_in,
-        )
+        try:
+            return SubscriptionResponse(
+                installation.broker,
+                Selection(channels, filter, events),
+                options if options is not None else DEFAULTS,
+                installation.settings,
+                snapshot=snapshot,
+                expires_in=expires_in,
+            )
+        except BrokerUnavailable:
+            if installation.settings.refuse != "retry":
+                raise
+            # A browser's EventSource gives up for good on any status but 200.
+            return refusal(UNAVAILABLE, installation.settings)
+
+    def disconnect(self, *, client_key: object = None, channel: str | None = None) -> None:
+        """Ends streams, in all processes of the app: those of a client, of a channel, or of a client on a channel.
+
+        Their generators are interrupted; their clients may come back, and are then asked anew whether they may. Takes a moment in
+        other processes.
+
+        Args:
+            client_key: The client, as `sse.client_key` names it; without such a rule, and with `SSE_MAX_STREAMS_PER_CLIENT`, its
+                address.
+            channel: The channel's name.
+
+        Raises:
+            InvalidSubscription: Neither was given.
+            InvalidChannel: The channel can't have this name.
+            BrokerUnavailable: The other processes can't be told now.
+        """
+        if client_key is None and channel is None:
+            raise InvalidSubscription("name the client (client_key=) or the channel (channel=) whose streams are to end")
+        name = checked_name(channel) if channel is not None else None
+        key = str(client_key) if client_key is not None else None
+        self.installation.control.disconnect(client_key=key, channel=name)
 
     def check_count(self, channels: tuple[str, ...]) -> None:
         """Checks that a subscription to so many channels can be had.
@@ -446,7 +536,7 @@ class SSE(Blueprint):
             `bytes_sent`, `resets`, `slow_clients`, `draining`, `lag_seconds` and `max_lag_seconds` (how late this process's timer
             woke), all of the process; `channels`, `subscriptions` and `events_published` of the current app, or the only one.
         """
-        broker = self._app_installation().broker_in_use
+        broker = self.installation.broker_in_use
         found = [broker.emitter.find(name) for name in broker.emitter.channels()] if broker is not None else []
         return {
             **process.current().stats(),
@@ -460,8 +550,12 @@ class SSE(Blueprint):
     ) -> str:
         app = self._app()
         installation: Installation = app.extensions[KEY]
+        broker = installation.ready or installation.broker
+        if type(channel) is not str or channel not in broker.log or channel[:1] == "-":
+            # One that has a ring was checked before it got it, unless it is ours.
+            checked_name(channel)
         checked_event(event, installation.settings.max_event_bytes)
-        event_id = installation.broker.publish(channel, event, token=token, is_end=is_end, history=history)
+        event_id = broker.publish(channel, event, token=token, is_end=is_end, history=history)
         if signals.event_published.receivers:
             signals.event_published.send(app, channel=channel, event=event, id=event_id)
         return event_id
@@ -470,8 +564,14 @@ class SSE(Blueprint):
         return [app for reference in self._installed if (app := reference()) is not None]
 
     def _app(self) -> Flask:
-        if has_app_context():
+        if len(self._installed) == 1 and (only := self._installed[0]()) is not None:
+            # As nearly always: whatever context is active, no other can be meant.
+            return only
+        try:
             app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        except RuntimeError:
+            pass
+        else:
             if KEY in app.extensions:
                 return app
         apps = self._apps()
@@ -481,10 +581,6 @@ class SSE(Blueprint):
             )
             raise RuntimeError(f"this SSE can't tell which app is meant: {problem}")
         return apps[0]
-
-    def _app_installation(self) -> Installation:
-        installation: Installation = self._app().extensions[KEY]
-        return installation
 
 
 def tuple_of(names: Any) -> Any:

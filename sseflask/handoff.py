@@ -48,7 +48,9 @@ class Handoff:
         self._pending: list[bytes] = []
         self._size = 0
         # Unpatched: whoever holds it runs on to its release, so that no frame falls between this sink and the next.
-        self._changed = threading.Condition(native.Lock())  # type: ignore[arg-type]
+        self._lock = native.Lock()
+        # Made by the first that waits: a subscription that a worker takes over never does.
+        self._changed: threading.Condition | None = None
         self._finished = False
         self._aborted = False
         self._opened = False
@@ -71,14 +73,14 @@ class Handoff:
 
     def write(self, data: bytes) -> bool:
         """Adds frames. Returns whether there is room for more."""
-        with self._changed:
+        with self._lock:
             if self._finished:
                 return True
             self._pending.append(data)
             self._size += len(data)
             if self.blocked_since is None:
                 self.blocked_since = time.monotonic()
-            self._changed.notify_all()
+            self._notify()
             return self._size < BOUND_BYTES
 
     def write_batch(self, batch: Batch) -> bool:
@@ -87,41 +89,41 @@ class Handoff:
 
     def wait(self) -> None:
         """Waits until the server has taken what was written, or the sink has ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._finished or self._size < BOUND_BYTES)
+        with self._lock:
+            self._wait_for(lambda: self._finished or self._size < BOUND_BYTES)
 
     def finish(self, last: bytes) -> None:
         """Ends after what was written and `last`."""
-        with self._changed:
+        with self._lock:
             if self._finished:
                 return
             if last:
                 self._pending.append(last)
             self._finished = True
-            self._changed.notify_all()
+            self._notify()
 
     def abort(self) -> None:
         """Drops what waits; the server is told that the connection has broken."""
-        with self._changed:
+        with self._lock:
             self._pending = []
             self._finished = self._aborted = True
             self.blocked_since = None
-            self._changed.notify_all()
+            self._notify()
         if self.on_abort is not None:
             self.on_abort()
         self._end()
 
     def claim_failure(self) -> bool:
         """Whether an error can still become an HTTP response; if so, the response waits for `fail`."""
-        with self._changed:
+        with self._lock:
             self._failing = not self._opened and not self._pending and not self._finished
             return self._failing
 
     def fail(self, failure: Failure) -> None:
         """Says what the error has become."""
-        with self._changed:
+        with self._lock:
             self._failure = failure
-            self._changed.notify_all()
+            self._notify()
 
     # The server's side.
 
@@ -139,10 +141,10 @@ class Handoff:
         Returns:
             The failure that is to be sent instead of the stream.
         """
-        with self._changed:
-            self._changed.wait_for(self._is_decided, timeout)
+        with self._lock:
+            self._wait_for(self._is_decided, timeout)
             if self._failing:
-                self._changed.wait_for(lambda: self._failure is not None)
+                self._wait_for(lambda: self._failure is not None)
                 return self._failure
             self._opened = True
             return None
@@ -153,8 +155,8 @@ class Handoff:
         Raises:
             BrokenPipeError: The stream was cut; the server must not end the response as if it were whole.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._pending or self.prelude or self._finished)
+        with self._lock:
+            self._wait_for(lambda: bool(self._pending or self.prelude) or self._finished)
             data = self._take()
             if self._aborted:
                 raise BrokenPipeError(errno.EPIPE, "the stream was cut: its client didn't take what was sent")
@@ -167,8 +169,20 @@ class Handoff:
 
     def detach(self) -> tuple[bytes, bool]:
         """Takes all there is without waiting, for another sink; says whether that is all that there will be."""
-        with self._changed:
+        with self._lock:
             return self._take(), self._finished
+
+    def _wait_for(self, is_so: Callable[[], bool], timeout: float | None = None) -> None:
+        """Waits, under the lock, which is free meanwhile."""
+        if timeout == 0 or is_so():
+            return
+        if self._changed is None:
+            self._changed = threading.Condition(self._lock)  # type: ignore[arg-type]
+        self._changed.wait_for(is_so, timeout)
+
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.notify_all()
 
     def _is_decided(self) -> bool:
         return bool(self._pending) or self._finished or self._failing
@@ -179,7 +193,7 @@ class Handoff:
         self._pending = []
         self._size = 0
         self.blocked_since = None
-        self._changed.notify_all()
+        self._notify()
         return data
 
     def _end(self) -> None:
@@ -215,7 +229,7 @@ class Collector(Handoff):
 
     def claim_failure(self) -> bool:
         """Whether an error can still become an HTTP response: until the end, since nothing has been sent."""
-        with self._changed:
+        with self._lock:
             self._failing = not self._finished
             return self._failing
 

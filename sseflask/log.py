@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import heapq
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from .decoder import EventDecoder
@@ -138,9 +138,10 @@ class ChannelLog:
         size: The bytes that they take, about.
         ended: Whether the last entry closed the channel.
         held: Whether somebody listens: the ring stays then, though it be empty.
+        is_whole: Whether it has all that a store, which other processes share, retains of the channel.
     """
 
-    __slots__ = ("_batched", "_batches", "ended", "entries", "held", "last", "limit", "name", "size")
+    __slots__ = ("_batched", "_batches", "ended", "entries", "held", "is_whole", "last", "limit", "name", "size")
 
     def __init__(self, name: str, last: int, limit: int, *, ended: bool = False, batched: set[ChannelLog] | None = None) -> None:
         self.name = name
@@ -149,6 +150,7 @@ class ChannelLog:
         self.size = 0
         self.ended = ended
         self.held = False
+        self.is_whole = False
         self._batched = batched
         self.entries: collections.deque[Entry] = collections.deque()
         self._batches: dict[int, Batch] = {}
@@ -157,14 +159,33 @@ class ChannelLog:
         """Adds an entry; one that doesn't follow the last empties the ring first."""
         if entry.prev != self.last:
             self.clear()
-        self.entries.append(entry)
-        self.size += entry.size
+        entries = self.entries
+        entries.append(entry)
+        size = self.size + len(entry.frame) + ENTRY_BYTES
+        while len(entries) > self.limit:
+            size -= len(entries.popleft().frame) + ENTRY_BYTES
+        self.size = size
         self.last = entry.seq
         self.ended = entry.is_end
         if self._batches:
             self._batches = {}
-        while len(self.entries) > self.limit:
-            self.drop_first()
+
+    def prepend(self, entries: Iterable[Entry]) -> None:
+        """Adds older entries, as many as there is room for, if the newest of them is the one before the first."""
+        before = self.entries[0].prev if self.entries else self.last
+        older = [entry for entry in entries if entry.seq <= before]
+        if older and older[-1].seq == before:
+            room = max(self.limit - len(self.entries), 0)
+            for entry in reversed(older[-room:] if room else []):
+                self.entries.appendleft(entry)
+                self.size += entry.size
+            self._batches = {}
+
+    def skip_to(self, last: int, *, ended: bool) -> None:
+        """Says that there were entries up to `last` that nobody can read any more."""
+        self.clear()
+        self.last = last
+        self.ended = ended
 
     def drop_first(self) -> None:
         """Forgets the oldest entry."""
@@ -317,11 +338,63 @@ class Log:
         while log.entries[0].at < oldest:
             log.drop_first()
         self.size += log.size - before
-        self._filled[channel] = log
-        self._filled.move_to_end(channel)
+        filled = self._filled
+        filled[channel] = log
+        filled.move_to_end(channel)
         if self.size > self._bytes:
             self._make_room()
         return entry
+
+    def feed(self, entry: Entry, now: float) -> bool:
+        """Takes an entry that a store has numbered into its channel's ring. Returns whether there is one, and it is news to it."""
+        log = self._channels.get(entry.channel)
+        if log is None or entry.seq <= log.last:
+            return False
+        self.seq = max(self.seq, entry.seq)
+        self._place(entry, log, now)
+        return bool(log.entries)
+
+    def load(
+        self, name: str, entries: Sequence[Entry], *, last: int, ended: bool, limit: int, is_whole: bool, now: float
+    ) -> ChannelLog:
+        """Takes over what a store has of a channel: into a new ring, or before the entries of the one that there is.
+
+        Args:
+            name: The channel's.
+            entries: An unbroken chain up to `last`.
+            last: The number of the channel's last entry ever.
+            ended: Whether that closed the channel.
+            limit: Entries that the channel keeps.
+            is_whole: Whether `entries` are all that the store retains.
+            now: The second.
+        """
+        log = self._channels.get(name)
+        if log is None:
+            log = self._channels[name] = ChannelLog(name, last, limit, ended=ended, batched=self._batched)
+        before = log.size
+        log.limit = limit
+        log.prepend(entries)
+        log.is_whole = log.is_whole or is_whole
+        self._keep(log, before, now)
+        return log
+
+    def renew(self, epoch: str, seq: int) -> None:
+        """Begins another life, in which a store's log stands at `seq`; what rings there were are of the last one."""
+        self.epoch = epoch
+        self.seq = seq
+        self.floor = self.size = 0
+        # New ones: who still reads of the last life keeps its rings.
+        self._channels = {}
+        self._filled = collections.OrderedDict()
+        self._remembered = collections.OrderedDict()
+        self._batched = set()
+        self._id_line = f"id: {epoch}-".encode()
+
+    def drop(self, channel: str) -> None:
+        """Lets go of a ring that is no longer fed."""
+        log = self._channels.pop(channel, None)
+        if log is not None and self._filled.pop(channel, None) is not None:
+            self.size -= log.size
 
     def channel(self, name: str) -> ChannelLog:
         """The ring of a channel, made if there is none."""
@@ -403,6 +476,27 @@ class Log:
                 return
             self._empty(log)
 
+    def _place(self, entry: Entry, log: ChannelLog, now: float) -> None:
+        before = log.size
+        log.append(entry)
+        self._filled[entry.channel] = log
+        self._filled.move_to_end(entry.channel)
+        self._keep(log, before, now)
+
+    def _keep(self, log: ChannelLog, before: int, now: float) -> None:
+        """Counts what a ring has grown by, and sees to the bounds."""
+        oldest = now - self._seconds
+        while log.entries and log.entries[0].at < oldest:
+            log.drop_first()
+        self.size += log.size - before
+        if not log.entries:
+            self._filled.pop(log.name, None)
+        elif log.name not in self._filled:
+            self._filled[log.name] = log
+            self._filled.move_to_end(log.name, last=False)
+        if self.size > self._bytes:
+            self._make_room()
+
     def _entries(self, channels: Iterable[str]) -> Iterator[Entry]:
         for name in dict.fromkeys(channels):
             if (log := self._channels.get(name)) is not None:
@@ -411,6 +505,7 @@ class Log:
     def _make_room(self) -> None:
         while self.size > self._bytes:
             log = next(iter(self._filled.values()))
+            log.is_whole = False
             if len(log.entries) > 1:
                 before = log.size
                 log.drop_first()

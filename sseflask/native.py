@@ -8,14 +8,18 @@ its own thread holds one.
 from __future__ import annotations
 
 import contextlib
-import gc
+import functools
 import os
 import socket
 import sys
 import threading
+import time
+from gc import disable, enable, isenabled
 from typing import Any
 
 
+# The same before patching and after it, so it is looked up once.
+@functools.cache
 def _original(module: str, name: str) -> Any:
     monkey = sys.modules.get("gevent.monkey")
     return getattr(sys.modules[module], name) if monkey is None else monkey.get_original(module, name)
@@ -45,8 +49,8 @@ class Lock:
         """As that of `threading.Lock`."""
         is_mine = self._lock.acquire(blocking, timeout)
         if is_mine:
-            self._collects = gc.isenabled()
-            gc.disable()
+            self._collects = isenabled()
+            disable()
         return is_mine
 
     def release(self) -> None:
@@ -54,13 +58,58 @@ class Lock:
         collects = self._collects
         self._lock.release()
         if collects:
-            gc.enable()
+            enable()
+
+    # As `acquire` and `release`, without their calls: each event is published under one.
 
     def __enter__(self) -> None:
-        self.acquire()
+        self._lock.acquire()
+        self._collects = isenabled()
+        disable()
 
-    def __exit__(self, *error: object) -> None:
-        self.release()
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        collects = self._collects
+        self._lock.release()
+        if collects:
+            enable()
+
+
+class Latch:
+    """What the thread or greenlet that made it waits at, until another opens it, once."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        # A greenlet of the hub lets the others run meanwhile; no other native thread may touch a patched lock.
+        make: Any = _original("_thread", "allocate_lock") if is_apart() else threading.Lock
+        self._lock: threading.Lock = make()
+        self._lock.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits at most so long; whether it was opened."""
+        return self._lock.acquire(timeout=max(seconds, 0))
+
+    def open(self) -> None:
+        """Lets the one that waits go on."""
+        self._lock.release()
+
+
+def is_apart() -> bool:
+    """Whether the calling native thread is one of a patched process's that has no hub: it must not share greenlets' things."""
+    return is_patched() and not is_main_thread()
+
+
+def new_socket(family: int) -> socket.socket:
+    """A stream socket for the calling native thread: where it `is_apart`, the operating system's own."""
+    make: Any = _original("socket", "socket") if is_apart() else socket.socket
+    made: socket.socket = make(family, socket.SOCK_STREAM)
+    return made
+
+
+def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
+    """As `socket.getaddrinfo` for stream sockets, for the calling native thread."""
+    find: Any = _original("socket", "getaddrinfo") if is_apart() else socket.getaddrinfo
+    return list(find(host, port, 0, socket.SOCK_STREAM))
 
 
 def thread_id() -> int:
@@ -72,6 +121,15 @@ def thread_id() -> int:
 def sleep(seconds: float) -> None:
     """Stops the native thread that calls this."""
     _original("time", "sleep")(seconds)
+
+
+def pause(seconds: float) -> None:
+    """Waits: in a patched process's own thread so that its other greenlets run, elsewhere stopping the calling thread."""
+    if is_patched() and not is_main_thread():
+        # A greenlet of this native thread would wake a hub of its own.
+        sleep(seconds)
+    else:
+        time.sleep(seconds)
 
 
 def send(sock: socket.socket, data: bytes) -> None:

@@ -9,6 +9,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from . import native, signals
@@ -39,6 +40,8 @@ class Process:
         counted: Resets told to clients, and clients that were cut or reset because they didn't keep up.
         stuck: Producers that still ran 10 s after the end of their streams.
         waker: Tells streams of new entries.
+        directory: Where the processes of one server keep what they share, until it stops; None where there is no such place.
+        on_exit: Called by the worker when its last stream has ended.
         workers: Processes that serve the same app beside this one, this one included, as far as known.
         run: Calls the callbacks of a closed stream. They may wait, which not every place may in which a stream's end is noticed.
     """
@@ -55,6 +58,8 @@ class Process:
         self.counted: collections.Counter[str] = collections.Counter()
         self.timer = Timer()
         self.waker: Waker = ThreadWaker()
+        self.directory: Path | None = None
+        self.on_exit: list[Callable[[], object]] = []
         self.workers = 1
         self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
         self._clients: dict[str, int] = {}

@@ -34,8 +34,8 @@ class Runner(Protocol):
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises what `producer.take_interruption()` gives where the generator waits, if that can be done."""
 
-    def give_way(self) -> None:
-        """Lets others run, if this one has run for long."""
+    def give_way(self, now: float) -> None:
+        """Lets others run, if this one has run for long at the monotonic second `now`."""
 
     def stack(self) -> str:
         """Where the producer is, as lines of a traceback."""
@@ -58,7 +58,7 @@ class ThreadRunner:
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Does nothing."""
 
-    def give_way(self) -> None:
+    def give_way(self, now: float) -> None:
         """Does nothing: threads take turns by themselves."""
 
     def stack(self) -> str:
@@ -118,7 +118,9 @@ class GeneratorProducer:
             self._runner.interrupt(self)
 
     def resume(self) -> None:
-        """Does nothing: it waits in its own greenlet."""
+        """It waits in its own greenlet. Once a worker has taken the socket over, no error can become a response any more."""
+        if self.stream.sink is not self._handoff:
+            self._handoff = None
 
     def take_interruption(self) -> StreamClosed | None:
         """What is to be raised in the generator now; None unless it is running and that hasn't been raised."""
@@ -197,7 +199,7 @@ class GeneratorProducer:
                     before_first, self._before_first = self._before_first, None
                     before_first()
                 stream.write(encode_item(item))
-                runner.give_way()
+                runner.give_way(stream.last_write)
             except (StreamClosed, InvalidEvent, StreamError) as error:
                 problem = error
 

@@ -14,6 +14,7 @@ from . import process, signals
 from .brokers import Broker
 from .config import UNSET, Settings, StreamOptions
 from .context import GeneratorContext
+from .errors import BrokerUnavailable
 from .event import EMPTY_COMMENT, ServerSentEvent, retry_frame
 from .handoff import Collector, Handoff
 from .producer import GeneratorProducer, Runner, ThreadRunner
@@ -36,6 +37,9 @@ HEADERS: Final = {
 
 #: The limit that is named when the worker takes no more streams.
 STOPPING: Final = "the worker is stopping"
+
+#: What is named when the channels can't be read now.
+UNAVAILABLE: Final = "the broker is unavailable"
 
 #: Ends of a stream whose collected events aren't all of them.
 CUT_SHORT: Final = (CloseReason.SHUTDOWN, CloseReason.MAX_AGE, CloseReason.EXPIRED)
@@ -159,7 +163,7 @@ class EventSourceResponse(Response):
             app=_app(),
             path=request.path if has_request else "",
             last_event_id=last_event_id() if has_request else None,
-            client=_client() if has_request and settings.max_streams_per_client is not None else None,
+            client=_client(settings) if has_request else None,
         )
         first = prelude(stream, options) + first
         stream.bytes_sent = len(first)
@@ -247,16 +251,13 @@ class EventIterable(Iterator[bytes]):
         assert producer is not None
         self._response = self._producer = self._environ = self._start_response = None
         handover: Handover | None = environ.get(HANDOVER)
-        here = process.current()
-        limit = STOPPING if here.draining else here.admit(self._stream, self._settings)
-        if limit is None and not producer.start(handover.runner() if handover is not None else ThreadRunner(), response):
-            limit = STOPPING
+        limit = self._begin(producer, response, handover)
         if limit is not None:
-            here.refused += 1
+            process.current().refused += 1
             producer.discard()
             self._stream.discard(CloseReason.REFUSED)
             self._stream.sink_ended()
-            self._answer(self._refusal(limit), environ, start_response)
+            self._answer(refusal(limit, self._settings), environ, start_response)
             return None
         failure = self._handoff.open(self._open_timeout)
         if failure is not None:
@@ -266,7 +267,7 @@ class EventIterable(Iterator[bytes]):
             return None
         if self._open_timeout is None and self._stream.reason in CUT_SHORT:
             self._answer(
-                self._unavailable({"error": "the stream was cut short", "reason": self._stream.reason}), environ, start_response
+                _unavailable({"error": "the stream was cut short", "reason": self._stream.reason}), environ, start_response
             )
             return None
         self._stream.open()
@@ -285,24 +286,54 @@ class EventIterable(Iterator[bytes]):
             return EMPTY_COMMENT
         return self._handoff.take()
 
+    def _begin(self, producer: Source, response: EventSourceResponse, handover: Handover | None) -> str | None:
+        """Starts the producer. Returns why there can be no stream now; None if there is one."""
+        here = process.current()
+        limit = STOPPING if here.draining else here.admit(self._stream, self._settings)
+        if limit is not None:
+            return limit
+        try:
+            started = producer.start(handover.runner() if handover is not None else ThreadRunner(), response)
+        except BrokerUnavailable:
+            return UNAVAILABLE
+        if not started:
+            return STOPPING
+        self._watch()
+        return None
+
+    def _watch(self) -> None:
+        """Lets the app disconnect the stream: other processes may ask for it."""
+        installed = self._stream.app.extensions.get("sse") if self._stream.app is not None else None
+        if installed is not None and (self._stream.client is not None or installed.broker_in_use is not None):
+            installed.control.listen()
+
     def _answer(self, response: Response, environ: WSGIEnvironment, start_response: StartResponse | None) -> None:
         if start_response is None:
             raise RuntimeError(f"the stream could not open: {response.status}")
         self._instead = iter(ClosingIterator(response(environ, start_response)))
 
-    def _refusal(self, limit: str) -> Response:
-        """What a client gets for which there is no room now."""
-        if limit == STOPPING or self._settings.refuse == "retry":
-            base = self._settings.retry or (2000 if limit == STOPPING else 5000)
-            retry_ms = random.randint(base // 2, base * 3 // 2)
-            frames = ServerSentEvent(comment=f"refused: {limit}").encode() + retry_frame(retry_ms)
-            return Response(frames, mimetype="text/event-stream", headers=HEADERS)
-        status = 429 if limit == "SSE_MAX_STREAMS_PER_CLIENT" else 503
-        return self._unavailable({"error": "too many streams are open", "limit": limit}, status)
 
-    def _unavailable(self, body: dict[str, Any], status: int = 503) -> Response:
-        headers = {"Retry-After": str(random.randint(3, 10))}
-        return Response(json.dumps(body), status, mimetype="application/json", headers=headers)
+def refusal(limit: str, settings: Settings) -> Response:
+    """What a client gets for which there is no stream now.
+
+    Args:
+        limit: The setting that names the limit, or why else.
+        settings: The app's.
+    """
+    if limit == STOPPING or settings.refuse == "retry":
+        base = settings.retry or (2000 if limit == STOPPING else 5000)
+        retry_ms = random.randint(base // 2, base * 3 // 2)
+        frames = ServerSentEvent(comment=f"refused: {limit}").encode() + retry_frame(retry_ms)
+        return Response(frames, mimetype="text/event-stream", headers=HEADERS)
+    if limit == UNAVAILABLE:
+        return _unavailable({"error": limit})
+    status = 429 if limit == "SSE_MAX_STREAMS_PER_CLIENT" else 503
+    return _unavailable({"error": "too many streams are open", "limit": limit}, status)
+
+
+def _unavailable(body: dict[str, Any], status: int = 503) -> Response:
+    headers = {"Retry-After": str(random.randint(3, 10))}
+    return Response(json.dumps(body), status, mimetype="application/json", headers=headers)
 
 
 def settings_of(app: Flask | None) -> Settings:
@@ -319,6 +350,10 @@ def last_event_id() -> str | None:
     if raw is not None:
         # Browsers send the id's UTF-8 bytes, which WSGI shows as Latin-1.
         return str(raw).encode("latin-1", "replace").decode("utf-8", "replace") or None
+    query = request.environ.get("QUERY_STRING", "")
+    if "last" not in query and "%" not in query:
+        # Nearly every request that opens a stream: its arguments need not be parsed to know that.
+        return None
     return request.args.get("lastEventId") or request.args.get("last_event_id") or None
 
 
@@ -363,10 +398,12 @@ def _app() -> Flask | None:
     return current_app._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]
 
 
-def _client() -> str | None:
-    """Who the client is: what the app's `sse.client_key` says, else its address; None for a unix socket's."""
+def _client(settings: Settings) -> str | None:
+    """Who the client is: what the app's `sse.client_key` says, else its address where that is limited; None for a unix socket's."""
     installed = current_app.extensions.get("sse")
     find = installed.sse.find_client_key if installed is not None else None
+    if find is None and settings.max_streams_per_client is None:
+        return None
     key = request.remote_addr if find is None else find()
     return str(key) if key else None
 

@@ -29,6 +29,8 @@ log = logging.getLogger("sseflask.stream")
 
 #: A producer that still runs this many seconds after the end of its stream is reported with its stack.
 STUCK_SECONDS: Final = 10.0
+#: When a stream expires that the app has disconnected.
+REVOKED_AT: Final = -math.inf
 #: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
 BLOCKED_SECONDS: Final = 1.0
 
@@ -50,6 +52,8 @@ class Stream:
         last_event_id: The id that the client says it saw last; None if it says none.
         events_sent: Events handed to the sink.
         bytes_sent: Bytes of the response's body handed to the sink, without framing and keepalives.
+        closed: Whether its end is decided: nothing sent any more reaches the client.
+        last_write: The monotonic second at which it was last written to.
         reason: Why it ended; None until its end is decided.
         slot: The timer's: where on its wheel the stream is.
     """
@@ -63,7 +67,6 @@ class Stream:
         "_final",
         "_interruption",
         "_keeper",
-        "_last_write",
         "_lock",
         "_opened",
         "_parts",
@@ -77,9 +80,11 @@ class Stream:
         "app",
         "bytes_sent",
         "client",
+        "closed",
         "events_sent",
         "id",
         "last_event_id",
+        "last_write",
         "path",
         "reason",
         "slot",
@@ -114,6 +119,7 @@ class Stream:
         self.last_event_id = last_event_id
         self.events_sent = 0
         self.bytes_sent = 0
+        self.closed = False
         self.reason: CloseReason | None = None
         self._settings = settings
         self._sink = sink
@@ -128,7 +134,7 @@ class Stream:
         # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
         self._silence = options.keepalive * random.uniform(0.8, 1.0)
         self._opened = time.time()
-        self._started = self._last_write = now = time.monotonic()
+        self._started = self.last_write = now = time.monotonic()
         self._deadline = None if options.timeout is None else now + options.timeout
         self._ends_at = None if options.max_age is None else now + options.max_age
         self._expires_at: float | None = None
@@ -149,11 +155,6 @@ class Stream:
     def quoted_path(self) -> str:
         """The path as a log line may show it."""
         return urllib.parse.quote(self.path)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the stream's end is decided: nothing sent any more reaches the client."""
-        return self._state in (StreamState.DRAINING, StreamState.CLOSED)
 
     @property
     def state(self) -> StreamState:
@@ -217,6 +218,11 @@ class Stream:
         self._expires_at = time.monotonic() + seconds
         self._schedule()
 
+    def revoke(self) -> None:
+        """Ends the stream at the timer's next turn; from any native thread."""
+        self._expires_at = REVOKED_AT
+        self._schedule()
+
     def start(self, producer: Producer) -> bool:
         """Binds the producer that now begins to run; its deadline and age count from here. False if the stream has ended before."""
         with self._lock:
@@ -226,7 +232,7 @@ class Stream:
             self._parts |= Part.PRODUCER
         delay = time.monotonic() - self._started
         self._started += delay
-        self._last_write += delay
+        self.last_write += delay
         if self._deadline is not None:
             self._deadline += delay
         if self._ends_at is not None:
@@ -247,7 +253,7 @@ class Stream:
             return
         self.events_sent += 1
         self.bytes_sent += len(frame)
-        self._last_write = time.monotonic()
+        self.last_write = time.monotonic()
         if not self._sink.write(frame):
             self._schedule()
             self._sink.wait()
@@ -323,7 +329,7 @@ class Stream:
         """Counts what a producer has written to the sink by itself."""
         self.events_sent += events
         self.bytes_sent += size
-        self._last_write = now
+        self.last_write = now
 
     def open(self) -> None:
         """The response headers are on their way."""
@@ -349,7 +355,7 @@ class Stream:
             self.reason = reason
             if Part.PRODUCER in self._parts:
                 self._interruption = interruption
-        self._last_write = time.monotonic()
+        self.last_write = time.monotonic()
         if reason in (CloseReason.DISCONNECTED, CloseReason.LOST, CloseReason.SLOW):
             self._sink.abort()
         else:
@@ -362,8 +368,7 @@ class Stream:
 
     def drain(self) -> None:
         """Ends the stream because the worker stops; its client is told to come back after a jittered time."""
-        base = self._settings.retry if self._settings.retry is not None else 2000
-        self.end(CloseReason.SHUTDOWN, retry_frame(int(base * random.uniform(0.5, 1.5))), StreamClosed(CloseReason.SHUTDOWN))
+        self.end(CloseReason.SHUTDOWN, self._come_back(), StreamClosed(CloseReason.SHUTDOWN))
 
     def discard(self, reason: CloseReason) -> None:
         """Ends a stream whose producer never began, without a word to the client."""
@@ -390,15 +395,15 @@ class Stream:
             return None
         blocked = self._sink.blocked_since
         if self._state is StreamState.DRAINING:
-            dues = [self._last_write + STUCK_SECONDS]
+            dues = [self.last_write + STUCK_SECONDS]
         else:
-            dues = [self._last_write + self._silence]
+            dues = [self.last_write + self._silence]
             if self._deadline is not None:
                 dues.append(self._deadline)
             if self._ends_at is not None:
                 dues.append(self._ends_at)
             if self._expires_at is not None:
-                dues.append(self._expires_at)
+                dues.append(max(self._expires_at, self._started))
         if blocked is not None:
             dues.append(blocked + self._settings.send_timeout)
         return min(dues)
@@ -426,6 +431,8 @@ class Stream:
         if self._deadline is not None and now >= self._deadline:
             error = StreamTimeout(self._timeout or 0)
             return self.end(CloseReason.TIMEOUT, self._error_frame(error), error)
+        if self._expires_at == REVOKED_AT:
+            return self.end(CloseReason.REVOKED, self._come_back(), StreamClosed(CloseReason.REVOKED))
         if self._expires_at is not None and now >= self._expires_at:
             problem = StreamError("the token that allowed this stream has expired", error_type="token_expired")
             return self.end(CloseReason.EXPIRED, self._error_frame(problem), StreamClosed(CloseReason.EXPIRED))
@@ -436,13 +443,13 @@ class Stream:
         return False
 
     def _keep_alive(self, now: float) -> None:
-        if now < self._last_write + self._silence:
+        if now < self.last_write + self._silence:
             return
         if self._sink.blocked_since is not None:
             # Nothing to add to what waits; looked at again in a while.
-            self._last_write = now - self._silence + min(BLOCKED_SECONDS, self._silence)
+            self.last_write = now - self._silence + min(BLOCKED_SECONDS, self._silence)
         else:
-            self._last_write = now
+            self.last_write = now
             if self._state is StreamState.LIVE:
                 self._sink.write(KEEPALIVE)
 
@@ -450,10 +457,15 @@ class Stream:
         blocked = self._sink.blocked_since
         if blocked is not None and now >= blocked + self._settings.send_timeout:
             self._sink.abort()
-        elif now >= self._last_write + STUCK_SECONDS:
-            self._last_write = math.inf
+        elif now >= self.last_write + STUCK_SECONDS:
+            self.last_write = math.inf
             if self._keeper is not None and self._producer is not None:
                 self._keeper.report_stuck(self, self._producer.stack())
+
+    def _come_back(self) -> bytes:
+        """Tells a client to come back after a jittered time, so that not all do at once."""
+        base = self._settings.retry if self._settings.retry is not None else 2000
+        return retry_frame(int(base * random.uniform(0.5, 1.5)))
 
     def _raise_if_ended(self) -> None:
         if self.closed:
@@ -466,6 +478,7 @@ class Stream:
     def _change(self, state: StreamState) -> None:
         assert state in TRANSITIONS[self._state], f"{self._state} -> {state}"
         self._state = state
+        self.closed = state is StreamState.DRAINING or state is StreamState.CLOSED
 
     def _part_ended(self, part: Part) -> None:
         with self._lock:

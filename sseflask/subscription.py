@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -13,9 +14,9 @@ from typing import Any, Final
 from .brokers import Broker
 from .config import Settings
 from .errors import StreamClosed
-from .event import ServerSentEvent, encode_item, to_event
+from .event import ServerSentEvent, encode_item, retry_frame, to_event
 from .log import BATCH_BYTES, ChannelLog, Entry, EventId
-from .state import CloseReason
+from .state import CloseReason, Sink
 from .stream import Stream
 
 log = logging.getLogger("sseflask.stream")
@@ -90,7 +91,23 @@ def begin(
 
     Returns:
         Where to read on, and what the client gets first: the reset event if something is gone, the open event, the snapshot.
+
+    Raises:
+        BrokerUnavailable: The channels can't be read now.
     """
+    broker.prepare(channels, last_event_id)
+    return place(broker, channels, last_event_id, settings, snapshot=snapshot)
+
+
+def place(
+    broker: Broker,
+    channels: tuple[str, ...],
+    last_event_id: str | None,
+    settings: Settings,
+    *,
+    snapshot: Snapshot | None = None,
+) -> Beginning:
+    """As `begin`, in the log as it is."""
     with broker.emitter.lock:
         position = broker.log.position
         resumption = broker.log.resume(channels, last_event_id) if last_event_id is not None else None
@@ -149,6 +166,7 @@ class Subscription:
     """Gives one stream what lies after its cursor. All its clients at one cursor share one `bytes` object."""
 
     __slots__ = (
+        "_anew",
         "_broker",
         "_closed",
         "_cursor",
@@ -198,17 +216,30 @@ class Subscription:
         self._closed: set[str] | None = None
         self._ring: ChannelLog | None = None
         self._skipped = 0
+        # The epoch of its cursor, if what it reads has been replaced.
+        self._anew: str | None = None
         # Nothing is written before `start` is through.
         self._is_pumping = True
 
     def start(self, runner: object, response: object) -> bool:
-        """Begins to listen; False if the stream has ended before."""
+        """Begins to listen; False if the stream has ended before.
+
+        Raises:
+            BrokerUnavailable: The channels can't be read now.
+        """
+        self._broker.subscribe(self._selection.channels, self)
         if not self.stream.start(self):
+            self._broker.unsubscribe(self._selection.channels, self)
             return False
         if self._was_reset:
             self.stream.was_reset()
+        self._look_up_rings()
+        self._is_pumping = False
+        self.resume()
+        return True
+
+    def _look_up_rings(self) -> None:
         channels = self._selection.channels
-        self._broker.subscribe(channels, self)
         if len(channels) > 1:
             with self._broker.emitter.lock:
                 rings = [(name, self._broker.log.find(name)) for name in channels]
@@ -217,9 +248,6 @@ class Subscription:
             self._closed = closed if len(closed) < len(channels) else set()
         if self._selection.is_plain:
             self._ring = self._broker.log.find(next(iter(channels)))
-        self._is_pumping = False
-        self.resume()
-        return True
 
     def discard(self) -> None:
         """Does nothing: it hasn't begun."""
@@ -242,47 +270,74 @@ class Subscription:
         blocked = self.stream.sink.blocked_since
         return self._cursor < seq and (blocked is None or now - blocked < PATIENCE_SECONDS) and not self.stream.closed
 
+    def begin_anew(self, epoch: str) -> None:
+        """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now."""
+        if self._anew is None:
+            self._anew = epoch
+
     def pump(self, now: float) -> bool:
         """Writes what lies after the cursor, until there is nothing, the sink takes no more, or its slice of time is over."""
         if self._is_pumping:
             return False
         self._is_pumping = True
+        stream = self.stream
+        sink = stream.sink
         try:
+            if self._anew is not None:
+                self._look_anew(self._anew, now)
             step = self._write_selected if self._ring is None else self._write_batch
-            while self.stream.sink.blocked_since is None and not self.stream.closed and step(now):
+            while sink.blocked_since is None and not stream.closed and step(sink, now):
                 if time.monotonic() - now > SLICE_SECONDS:
                     return True
         finally:
             self._is_pumping = False
-        if self.stream.sink.blocked_since is not None:
-            self.stream.is_blocked()
+        if sink.blocked_since is not None:
+            stream.is_blocked()
         return False
 
-    def _write_batch(self, now: float) -> bool:
-        """Writes what all clients at this cursor get. Returns whether there was anything."""
-        ring = self._ring
+    def _look_anew(self, epoch: str, now: float) -> None:
+        """Goes on at its position in the log as it is now; tells the client what is gone."""
+        self._anew = None
+        if self._has_snapshot:
+            # Only a new request can show the state of things again.
+            self.stream.end(CloseReason.RESET, retry_frame(random.randint(500, 2500)), StreamClosed(CloseReason.RESET))
+            return
+        asked = str(EventId(epoch, self._cursor))
+        beginning = place(self._broker, self._selection.channels, asked, self._settings)
+        self._cursor = beginning.cursor
+        self._is_unplaced = beginning.is_unplaced
+        self._told = NOTHING
+        self._look_up_rings()
+        if beginning.reset:
+            self.stream.was_reset()
+            self.stream.sent(1, len(beginning.frames), now)
+            self.stream.sink.write(beginning.frames)
+
+    def _write_batch(self, sink: Sink, now: float) -> bool:
+        """Writes what all clients at this cursor get. Returns whether there is more."""
+        ring, cursor = self._ring, self._cursor
         assert ring is not None
-        if self._cursor >= ring.last:
+        if cursor >= ring.last:
             return False
-        batch = ring.joined(self._cursor)
+        batch = ring.joined(cursor)
         if batch is None:
             with self._broker.emitter.lock:
-                batch = ring.batch(self._cursor)
-        if batch is None or batch.prev > self._cursor:
+                batch = ring.batch(cursor)
+        if batch is None or batch.prev > cursor:
             if not self._is_unplaced:
                 return self._fell_behind(ring.last, now)
             if batch is None:
                 self._cursor = ring.last
                 return False
         self._is_unplaced = False
-        self._cursor = batch.last
+        self._cursor = last = batch.last
         self.stream.sent(batch.count, len(batch.data), now)
-        self.stream.sink.write_batch(batch)
+        sink.write_batch(batch)
         if batch.is_end:
             self._end()
-        return True
+        return last < ring.last
 
-    def _write_selected(self, now: float) -> bool:
+    def _write_selected(self, sink: Sink, now: float) -> bool:
         """Writes what this client has selected. Returns whether there was anything to look at."""
         broker, selection = self._broker, self._selection
         entries = self._next_entries()
@@ -321,7 +376,7 @@ class Subscription:
         if frames:
             data = b"".join(frames)
             self.stream.sent(count, len(data), now)
-            self.stream.sink.write(data)
+            sink.write(data)
         if is_over:
             self._end()
         if failure is not None:

@@ -73,6 +73,8 @@ class Timer:
 
     def _begin(self) -> None:
         """Starts the thread, or wakes it; outside the lock, which nobody may hold while others run."""
+        if self._thread is not None and self._wake.is_set():
+            return
         if native.is_patched() and not native.is_main_thread():
             # A greenlet of this native thread would end with it. The timer sees to what is new when it next wakes.
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from . import auth
+from . import auth, process
 from .channel import checked_name
 from .errors import BrokerUnavailable, EventTooLarge, InvalidChannel, InvalidEvent, InvalidSubscription, StreamError
 from .event import ServerSentEvent, to_event
@@ -16,6 +16,10 @@ from .stream import error_data
 
 if TYPE_CHECKING:
     from .extension import SSE
+
+#: The header by which a client publishes the same event again, if it doesn't know whether it was published.
+IDEMPOTENCY = "Idempotency-Key"
+MAX_KEY_LENGTH = 200
 
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
@@ -25,6 +29,7 @@ def install(sse: SSE) -> None:
     """Adds the routes to the blueprint."""
     # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
     sse.add_url_rule("/", "subscribe_many", lambda: subscribe(sse, request.args.getlist("channel")), strict_slashes=False)
+    sse.add_url_rule("/-/health", "health", lambda: health(sse))
     sse.add_url_rule("/<path:channel>", "subscribe_one", lambda channel: subscribe(sse, [channel.rstrip("/")]))
     sse.add_url_rule("/<path:channel>", "publish_one", lambda channel: publish(sse, channel.rstrip("/")), methods=["POST"])
     for kind, answer in ANSWERS.items():
@@ -43,6 +48,26 @@ def subscribe(sse: SSE, names: list[str]) -> Response:
     return sse.open_subscription(channels, expires_in=expires_in)
 
 
+def health(sse: SSE) -> Response:
+    """Whether this worker is to be sent new streams: 200, or 503 and why not. For load balancers, so anyone may ask."""
+    here, settings = process.current(), sse.settings
+    try:
+        problem = sse.installation.broker.problem()
+    except BrokerUnavailable as error:
+        problem = error.problem
+    limit = settings.max_streams
+    checks = {
+        "broker": problem is None,
+        "draining": here.draining,
+        "full": limit is not None and len(here.streams) >= limit,
+    }
+    ready = checks["broker"] and not checks["draining"] and not checks["full"]
+    response = jsonify(live=True, ready=ready, streams=len(here.streams), problem=problem, **checks)
+    response.status_code = 200 if ready else 503
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
 def publish(sse: SSE, name: str) -> Response:
     """Publishes what is posted: a JSON object of `data`, `event`, `id` and `retry`, or a plain body as the data."""
     channel = checked_name(name)
@@ -54,7 +79,12 @@ def publish(sse: SSE, name: str) -> Response:
     own = request.max_content_length
     request.max_content_length = 6 * limit + 1024 if own is None else min(own, 6 * limit + 1024)
     event = _posted()
-    response = jsonify(id=sse.publish(event, channel=channel))
+    key = request.headers.get(IDEMPOTENCY)
+    if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
+        return _refusal(400, f"{IDEMPOTENCY} has 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
+    # A key is the channel's: another one's publisher may have the same.
+    token = f"{channel} {key}" if key is not None else None
+    response = jsonify(id=sse.publish(event, channel=channel, token=token))
     response.status_code = 201
     return response
 
@@ -80,8 +110,8 @@ def _stream_error(error: StreamError) -> Response:
     return response
 
 
-def _refusal(status: int, problem: str) -> Response:
-    response = jsonify(error=problem)
+def _refusal(status: int, problem: str, **more: str) -> Response:
+    response = jsonify(error=problem, **more)
     response.status_code = status
     return response
 
@@ -90,6 +120,6 @@ def _refusal(status: int, problem: str) -> Response:
 ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     InvalidChannel: lambda error: _refusal(400, str(error)),
     InvalidSubscription: lambda error: _refusal(400, str(error)),
-    BrokerUnavailable: lambda error: _refusal(503, error.problem),
+    BrokerUnavailable: lambda error: _refusal(503, error.problem, outcome=error.outcome),
     StreamError: _stream_error,
 }

@@ -78,6 +78,9 @@ class ThreadWaker:
             time.sleep(0.001)
         return True
 
+    def rest(self) -> None:
+        """Does nothing: threads take turns by themselves."""
+
     def _settle(self) -> None:
         """Streams run here, in this native thread if the process is patched."""
         if native.is_patched():

@@ -1,7 +1,8 @@
 #!/bin/sh
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
-# `system.sh browser` to the Chromium and the driver that the browser tests drive. With apt-get, and as root or with a
-# sudo that asks for no password, it installs what is missing; else it says in one line what that is.
+# `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
+# tests of the Redis broker start. With apt-get, and as root or with a sudo that asks for no password, it installs what is
+# missing; else it says in one line what that is.
 set -eu
 
 has() {
@@ -63,6 +64,17 @@ browser() {
     # The tests that need no browser are worth running all the same.
     if ! apt_install chromium chromium-driver; then
         echo "Missing for the browser tests: chromium and chromium-driver (chromedriver)" >&2
+    fi
+}
+
+redis() {
+    # Debian starts one with the system; where nothing may be started, its package installs all the same.
+    if ! has redis-server && ! apt_install redis-server; then
+        echo "Missing for the tests on Redis: redis-server" >&2
+    fi
+    # Valkey takes Redis's place where there is a package of it; older systems have none.
+    if ! has valkey-server && has apt-cache && apt-cache show valkey-server >/dev/null 2>&1; then
+        apt_install valkey-server || echo "Missing for the tests on Valkey: valkey-server" >&2
     fi
 }
 

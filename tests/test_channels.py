@@ -586,6 +586,33 @@ class TestRoutes:
         refusal(open_site.get(f"/events/?channel=good&channel={quote(name)}"), 400)
         assert open_site.sse.emitter.channels() == []
 
+    def test_post_again(self, open_site: Site) -> None:
+        """A request with the same `Idempotency-Key` stores nothing twice; another channel's, or another key, is another event."""
+        page = open_site.open("/events/?channel=a&channel=b")
+        first = open_site.post("/events/a", data="1", headers={"Idempotency-Key": "k"}).get_json()
+        assert open_site.post("/events/a", data="1", headers={"Idempotency-Key": "k"}).get_json() == first
+        assert open_site.post("/events/b", data="2", headers={"Idempotency-Key": "k"}).get_json() != first
+        assert open_site.post("/events/a", data="3", headers={"Idempotency-Key": "l"}).status_code == 201
+        assert [event.data for event in page.wait(4)[1:]] == ["1", "2", "3"]
+        assert "Idempotency-Key" in refusal(open_site.post("/events/a", data="4", headers={"Idempotency-Key": "k" * 201}), 400)
+
+    def test_health(self, open_site: Site) -> None:
+        """A load balancer learns that new streams are welcome; the path is no channel."""
+        answer = open_site.get("/events/-/health")
+        assert answer.status_code == 200
+        assert answer.get_json()["ready"] is True and answer.get_json()["problem"] is None
+
+    def test_control_is_not_a_channel(self, open_site: Site) -> None:
+        """What processes tell one another can't be published to or read, in code either, nor is it among the channels."""
+        open_site.open("/events/news")
+        open_site.sse.disconnect(channel="other")
+        for name in ("-/control", "-/anything"):
+            with pytest.raises(InvalidChannel):
+                open_site.sse.publish("x", channel=name)
+            with pytest.raises(InvalidChannel):
+                open_site.sse.subscribe(name)
+        assert open_site.sse.emitter.channels() == ["news"]
+
     def test_post_json(self, open_site: Site) -> None:
         """A JSON object is an event with its fields; the answer is its id."""
         page = open_site.open("/events/news")

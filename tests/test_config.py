@@ -33,6 +33,8 @@ DEFAULTS: Mapping[str, Any] = {
     "SSE_REFUSE": "status",
     "SSE_DRAIN_SECONDS": 5.0,
     "SSE_BROKER_URL": "auto",
+    "SSE_BROKER_TIMEOUT": 5.0,
+    "SSE_BROKER_PREFIX": "sseflask",
     "SSE_HISTORY": 256,
     "SSE_HISTORY_SECONDS": 300.0,
     "SSE_HISTORY_BYTES": 64 * 1024 * 1024,
@@ -69,7 +71,13 @@ RULES: Mapping[str, tuple[list[Any], list[Any], str]] = {
     "SSE_MAX_STREAMS": ([None, 1, 10**6], NOT_INTEGERS, "None or a whole number of streams of at least 1"),
     "SSE_REFUSE": (["status", "retry"], ["", "Status", None, 503, [], True], "'status' or 'retry'"),
     "SSE_DRAIN_SECONDS": ([0.1, 5, 29.9], [0, -1, None, *NOT_NUMBERS], SECONDS),
-    "SSE_BROKER_URL": (["auto", "memory://"], ["", None, "memory", 5, []], "'auto' or 'memory://'"),
+    "SSE_BROKER_URL": (
+        ["auto", "memory://", "sqlite:///events.db", "redis://localhost/0", "rediss://localhost", "unix:///run/redis.sock"],
+        ["", None, "memory", "sqlite://", "sqlite:///", "redis:", "http://localhost", 5, []],
+        '"auto", memory://, sqlite:///PATH, redis://HOST:PORT/DB, rediss://… or unix://PATH',
+    ),
+    "SSE_BROKER_TIMEOUT": ([0.1, 5], [0, -1, None, *NOT_NUMBERS], SECONDS),
+    "SSE_BROKER_PREFIX": (["a", "shop:events"], ["", "a b", "{a}", None, 5, "x" * 101], "1 to 100 letters, digits and . : / - _"),
     "SSE_HISTORY": ([8, 10**6], [7, None, *NOT_INTEGERS], "a whole number of events of at least 8"),
     "SSE_HISTORY_SECONDS": ([0.1, 300], [0, -1, None, *NOT_NUMBERS], SECONDS),
     "SSE_HISTORY_BYTES": ([65536, 10**12], [65535, None, *NOT_INTEGERS], "a whole number of bytes of at least 65536"),
@@ -107,6 +115,12 @@ class TestSettings:
         """The rules and the defaults here are those of every setting that there is."""
         fields = {f"SSE_{field.name.upper()}" for field in dataclasses.fields(Settings)}
         assert fields == set(RULES) == set(DEFAULTS)
+
+    def test_no_password(self) -> None:
+        """An error about a broker's URL shows neither user nor password."""
+        with pytest.raises(InvalidSetting) as raised:
+            Settings.from_config({"SSE_BROKER_URL": "rediz://ann:geheim@localhost/0?password=geheim"})
+        assert "geheim" not in str(raised.value) and "ann" not in str(raised.value)
 
     def test_defaults(self) -> None:
         """Without configuration each setting has its documented default, which is one that it may have."""

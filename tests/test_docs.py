@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sseflask import __main__, cli
+from sseflask.brokers import open_store
 from sseflask.config import Settings
 from sseflask.state import CloseReason, StreamState
 
@@ -38,6 +41,32 @@ def test_the_readme_app_streams() -> None:
     client = namespace["app"].test_client()  # type: ignore[attr-defined]
     text = client.get("/count").get_data(as_text=True)
     assert text == "".join(f'data: {{"count":{n}}}\n\n' for n in range(10))
+
+
+def test_the_publisher_of_the_docs_reaches_the_app(tmp_path: Path) -> None:
+    """What docs/brokers.md publishes from elsewhere is in the app's channel, and closes it."""
+    namespace: dict[str, Any] = {"__name__": "docs_brokers"}
+    for block in blocks(ROOT / "docs/brokers.md"):
+        exec(compile(block.replace("/var/lib/shop", str(tmp_path)), "brokers.md", "exec"), namespace)
+    event_id = namespace["ship"](7)
+    assert namespace["ship"](7) == event_id
+    namespace["close_shop"]()
+    store = open_store(Settings(), namespace["app"].config["SSE_BROKER_URL"])
+    reading = store.read({"orders": 0})["orders"]
+    store.close()
+    assert [(entry.name, entry.is_end) for entry in reading.entries] == [("shipped", False), ("stream-end", True)]
+
+
+def test_each_command_of_the_docs_exists() -> None:
+    """Each `flask sse …` and `python -m sseflask …` that the pages tell people to type is there, with its options."""
+    told = [line for page in PAGES for line in re.findall(r"(?:flask sse|-m sseflask) [a-z][^\n#]*", page.read_text())]
+    assert len(told) >= 8
+    for line in told:
+        _, name, *rest = re.split(r"flask sse |-m sseflask | ", line, maxsplit=2)
+        group = cli.commands if line.startswith("flask") else __main__.main
+        command = group.commands[name.strip("`")]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", " ".join(rest))) <= known, line
 
 
 def test_each_make_command_of_the_readme_exists() -> None:

@@ -8,10 +8,13 @@ import json
 import logging
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +98,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-PAGES = ("/", "/counter/", "/metrics/", "/progress/", "/chat/", "/long-job/", "/notifications/", "/board/")
+PAGES = ("/", "/counter/", "/metrics/", "/progress/", "/chat/", "/long-job/", "/notifications/", "/board/", "/celery/")
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -135,7 +138,8 @@ def test_a_page_shows_the_code_behind_it(client: FlaskClient, example: Any) -> N
     shown = [
         html.unescape(re.sub(r"<[^>]+>", "", code)) for code in re.findall(r'<pre tabindex="0"><code>(.*?)</code>', page, re.DOTALL)
     ]
-    assert shown == [Path(str(module.__file__)).read_text() for module in (example.module, *example.more)]
+    files = [ROOT / "examples" / name for name in example.files]
+    assert shown == [Path(path).read_text() for path in (*(str(each.__file__) for each in (example.module, *example.more)), *files)]
 
 
 @pytest.mark.parametrize(
@@ -869,6 +873,71 @@ def test_a_base_url_that_is_none_is_refused_at_start_up(monkeypatch: pytest.Monk
     monkeypatch.setenv("CHAT_BASE_URL", url)
     with pytest.raises(ValueError, match="CHAT_BASE_URL must begin with http"):
         create_app()
+
+
+# Celery
+
+JOB = "0123456789abcdef" * 2
+
+
+def test_without_redis_the_page_says_what_to_start(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the commands, its button stays disabled, and what it would ask for is refused with the reason."""
+    page = client.get("/celery/").text
+    assert 'data-testid="missing"' in page and 'data-ready="no"' in page
+    assert "celery -A examples.worker worker" in page
+    for response in (client.post("/celery/jobs", json={"limit": "1000000"}), client.get(f"/celery/jobs/{JOB}/events")):
+        assert (response.status_code, response.is_json) == (503, True)
+        assert "without Redis" in response.json["error"]  # type: ignore[index]
+    monkeypatch.setattr("examples.celery.importlib.util.find_spec", lambda name: None if name == "celery" else object())
+    assert "isn&#39;t installed" in client.get("/celery/").text
+
+
+def test_with_redis_that_cannot_be_reached_a_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is there; starting and following a job answer 503."""
+    monkeypatch.setenv("SSE_BROKER_URL", f"redis://127.0.0.1:{unused_port()}/0")
+    # Whoever imports it first says where Celery's Redis is.
+    monkeypatch.delitem(sys.modules, "examples.worker", raising=False)
+    client = create_app().test_client()
+    assert 'data-ready="yes"' in client.get("/celery/").text
+    for response in (client.post("/celery/jobs", json={"limit": "1000000"}), client.get(f"/celery/jobs/{JOB}/events")):
+        assert (response.status_code, response.is_json) == (503, True), response.text
+
+
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        (None, 400),
+        ([], 400),
+        ({}, 400),
+        ({"limit": 1000000}, 400),
+        ({"limit": "7"}, 400),
+        ({"limit": "1", "more": "x" * 2000}, 413),
+    ],
+)
+def test_a_job_that_is_none_is_refused(client: FlaskClient, payload: Any, status: int) -> None:
+    """It is a 4xx in JSON, whatever runs or doesn't."""
+    response = client.post("/celery/jobs", json=payload)
+    assert (response.status_code, response.is_json) == (status, True)
+
+
+@pytest.mark.parametrize("job", ["7", JOB.upper(), JOB + "0", "*"])
+def test_a_job_with_no_such_id_is_not_found(client: FlaskClient, job: str) -> None:
+    """Nothing is subscribed to."""
+    assert client.get(f"/celery/jobs/{job}/events").status_code == 404
+
+
+@pytest.mark.parametrize("limit", [2, 3, 10, 100, 1000, 7919, 7920, 104_730])
+def test_the_worker_counts_right(limit: int) -> None:
+    """Slice by slice it finds the primes that a plain sieve finds."""
+    from examples.worker import SLICES, primes_below, sieved
+
+    small = primes_below(isqrt(limit) + 1)
+    edges = [limit * number // SLICES for number in range(SLICES + 1)]
+    found: list[int] = []
+    for start, stop in pairwise(edges):
+        first = max(start, 2)
+        found += [first + offset for offset, is_prime in enumerate(sieved(first, stop, small)) if is_prime]
+    assert found == primes_below(limit)
 
 
 def test_several_apps_live_side_by_side(app: Flask) -> None:

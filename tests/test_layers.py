@@ -34,11 +34,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("response",),
     ("worker",),
     ("tasks",),
-    ("auth",),
-    ("views",),
+    ("auth", "control"),
+    ("cli", "views"),
     ("extension",),
-    ("metrics", "cli", "client", "testing", "publisher", "compat"),
+    ("metrics", "client", "testing", "publisher", "compat"),
     ("__init__",),
+    ("__main__",),
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Protocol
 
 from sseflask.emitter import Channel, EventEmitter, Subscriber
@@ -13,6 +13,10 @@ from sseflask.log import ChannelLog, EventId, Log
 
 #: Seconds that a publisher waits at the most for streams whose clients read, before the ring drops what they haven't been given.
 PACE_SECONDS: Final = 1.0
+#: Events, and deliveries of events, that may wait for streams that are sending already, before their publisher does: more would
+#: take less time in all, in larger writes, but each event would come later.
+WAITING_EVENTS: Final = 16
+WAITING_DELIVERIES: Final = 4000
 
 
 #: Has a function called about once a second with the monotonic second, until it returns False.
@@ -35,6 +39,9 @@ class Waker(Protocol):
     def give_way(self) -> bool:
         """Lets the streams run for a moment. Returns False where that can't be done."""
         ...
+
+    def rest(self) -> None:
+        """Lets others run, if the caller has kept them waiting for some milliseconds, and they can't run by themselves."""
 
 
 class Broker(abc.ABC):
@@ -65,6 +72,9 @@ class Broker(abc.ABC):
         self._keep: Keep = keep
         self._is_kept = False
 
+    def open(self) -> None:  # noqa: B027
+        """Begins to follow what there are listeners for; called once, by who made it, when it has those of the app."""
+
     @abc.abstractmethod
     def publish(
         self, channel: str, event: ServerSentEvent, *, token: str | None = None, is_end: bool = False, history: int | None = None
@@ -83,7 +93,40 @@ class Broker(abc.ABC):
 
         Returns:
             The event's id.
+
+        Raises:
+            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
         """
+
+    def problem(self) -> str | None:
+        """Why nothing can be published or followed now; None if it can. It may take as long as a publish."""
+        return None
+
+    def prepare(self, channels: Collection[str], last_event_id: str | None = None) -> None:  # noqa: B027
+        """Sees to it that the log has what a client gets that is about to read channels.
+
+        Called where streams run, before the position is taken; it may wait.
+
+        Args:
+            channels: Their names.
+            last_event_id: What the client says it saw last; None if it says nothing.
+
+        Raises:
+            BrokerUnavailable: They can't be read now.
+        """
+
+    def count(self, channel: str) -> int:
+        """The streams that a channel has, in this process and, as of some seconds ago, in all others.
+
+        Raises:
+            BrokerUnavailable: The others' can't be known now.
+        """
+        with self.emitter.lock:
+            found = self.emitter.find(channel)
+            return len(found.subscribers) if found is not None else 0
+
+    def close(self) -> None:  # noqa: B027
+        """Lets go of connections and threads; a second call does nothing."""
 
     @property
     def position(self) -> EventId:
@@ -92,7 +135,13 @@ class Broker(abc.ABC):
             return self.log.position
 
     def subscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
-        """Wakes a stream for each new entry of the channels, whose rings stay until it leaves."""
+        """Wakes a stream for each new entry of the channels, whose rings stay until it leaves.
+
+        Called where streams run; it may wait.
+
+        Raises:
+            BrokerUnavailable: They can't be read now; then it doesn't listen.
+        """
         with self.emitter.lock:
             for channel in channels:
                 self.log.hold(channel)
@@ -128,16 +177,21 @@ class Broker(abc.ABC):
             self._pace(found)
 
     def _pace(self, found: Channel) -> None:
-        """Waits a little, before the ring drops entries, for streams whose clients read and that had no chance to run."""
+        """Waits a little for streams whose clients read: while many send, and before the ring drops what they haven't got."""
+        if found.waiting >= WAITING_EVENTS and found.waiting * len(found.subscribers) >= WAITING_DELIVERIES:
+            self._give_way_while(lambda: found.waiting >= WAITING_EVENTS)
         found.unpaced += 1
         ring = self.log.find(found.name)
         if ring is None or found.unpaced < self.log.capacity(ring) // 4:
             return
-        until = time.monotonic() + PACE_SECONDS
-        while self._has_laggards(found, ring) and time.monotonic() < until and self.waker.give_way():
-            pass
+        self._give_way_while(lambda: self._has_laggards(found, ring))
         # Only now: until the streams have caught up, whoever else publishes here waits too.
         found.unpaced = 0
+
+    def _give_way_while(self, must_wait: Callable[[], bool]) -> None:
+        until = time.monotonic() + PACE_SECONDS
+        while must_wait() and time.monotonic() < until and self.waker.give_way():
+            pass
 
     def _has_laggards(self, found: Channel, ring: ChannelLog) -> bool:
         """Whether a stream whose client reads hasn't got half of what the ring can keep."""

@@ -9,7 +9,7 @@ import time
 from typing import Final
 
 from sseflask.event import ServerSentEvent
-from sseflask.log import EventId, Log
+from sseflask.log import Log
 
 from .base import Broker, Keep, Waker
 
@@ -47,12 +47,13 @@ class MemoryBroker(Broker):
     ) -> str:
         """Keeps an event and tells who listens; see `Broker.publish`."""
         body = event.encode()
+        user_id = event.id
         now = time.monotonic()
         with self.emitter.lock:
             if token is not None and (known := self._known(token, now)) is not None:
                 return known
-            entry = self.log.append(channel, body, now=now, name=event.event, user_id=event.id, is_end=is_end, history=history)
-            event_id = event.id if event.id is not None else str(EventId(self.log.epoch, entry.seq))
+            entry = self.log.append(channel, body, now=now, name=event.event, user_id=user_id, is_end=is_end, history=history)
+            event_id = f"{self.log.epoch}-{entry.seq}" if user_id is None else user_id
             if token is not None:
                 self._tokens[token] = (now, event_id)
             self.published += 1

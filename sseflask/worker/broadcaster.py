@@ -18,6 +18,8 @@ log = logging.getLogger("sseflask.worker")
 
 #: Seconds that the broadcaster works before it lets others run. What is published meanwhile joins the next write.
 SLICE_SECONDS: Final = 0.0005
+#: Seconds that publishers keep a turn of the loop.
+REST_SECONDS: Final = 0.005
 #: The least time that a timer can wait for: it has passed when the loop looks at it, after its sockets.
 TURN_SECONDS: Final = 1e-9
 
@@ -33,14 +35,20 @@ class Broadcaster:
         self._due: collections.deque[Channel] = collections.deque()
         # Streams that had more to send than there was time for.
         self._behind: collections.deque[Subscriber] = collections.deque()
+        self._is_sending = False
+        # When a publisher was first seen in a turn of the loop.
+        self._iteration = -1
+        self._since = 0.0
         self._called = gevent.event.Event()
         # The one thing that another native thread may touch.
         self._bell = hub.loop.async_()
         self._bell.start(self._called.set)
-        gevent.spawn(self._run)
+        self._greenlet = gevent.spawn(self._run)
 
     def wake(self, channel: Channel) -> None:
         """Lets the channel's streams send, soon."""
+        if self._is_sending:
+            channel.waiting += 1
         if not channel.is_due:
             channel.is_due = True
             self._due.append(channel)
@@ -63,34 +71,45 @@ class Broadcaster:
         """Lets the broadcaster, and all others, run."""
         if native.thread_id() != self._home:
             native.sleep(0.001)
-        elif gevent.getcurrent() is self._hub:
+        elif gevent.getcurrent() in (self._hub, self._greenlet):
+            # A filter may publish.
             return False
         else:
-            gevent.sleep(0)
+            gevent.sleep(TURN_SECONDS)
         return True
+
+    def rest(self) -> None:
+        """Lets others run, if publishers have had some milliseconds of this turn of the loop."""
+        if native.thread_id() != self._home or gevent.getcurrent() in (self._hub, self._greenlet):
+            return
+        iteration, now = self._hub.loop.iteration, time.monotonic()
+        if iteration != self._iteration:
+            self._iteration, self._since = iteration, now
+        elif now - self._since > REST_SECONDS:
+            gevent.sleep(TURN_SECONDS)
 
     def _run(self) -> None:
         while True:
             self._called.wait()
             self._called.clear()
+            self._is_sending = True
             since = time.monotonic()
             while self._due or self._behind:
                 subscribers, self._behind = list(self._behind), collections.deque()
                 if self._due:
                     channel = self._due.popleft()
                     channel.is_due = False
+                    channel.waiting = 0
                     subscribers += channel.subscribers
                 for subscriber in subscribers:
-                    self._let_send(subscriber, since)
+                    try:
+                        if subscriber.pump(since):
+                            self._behind.append(subscriber)
+                    except BaseException:
+                        # Whatever went wrong with one stream, the others go on.
+                        log.exception("a stream failed to send")
                     if time.monotonic() - since > SLICE_SECONDS:
                         # A whole turn of the loop: sleep(0) would come back up to 50 times before sockets and timers have theirs.
                         gevent.sleep(TURN_SECONDS)
                         since = time.monotonic()
-
-    def _let_send(self, subscriber: Subscriber, now: float) -> None:
-        try:
-            if subscriber.pump(now):
-                self._behind.append(subscriber)
-        except BaseException:
-            # Whatever went wrong with one stream, the others go on.
-            log.exception("a stream failed to send")
+            self._is_sending = False

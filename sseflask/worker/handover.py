@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import gevent
 import gevent.hub
@@ -22,6 +22,7 @@ from sseflask.producer import GeneratorProducer, Runner
 from sseflask.response import HANDOVER
 from sseflask.stream import Stream
 
+from .entrance import Entrance
 from .poller import Poller
 from .sink import SocketSink
 
@@ -33,40 +34,53 @@ SLICE_SECONDS: Final = 0.0005
 
 
 class Turn:
-    """How long generators have run in this turn of the hub's loop."""
+    """How long generators have run in this turn of the hub's loop.
 
-    __slots__ = ("_iteration", "_loop", "_since")
+    Attributes:
+        loop: The hub's.
+    """
+
+    __slots__ = ("_iteration", "_since", "loop")
 
     def __init__(self) -> None:
-        self._loop = gevent.get_hub().loop
+        self.loop = gevent.get_hub().loop
         self._iteration = -1
         self._since = 0.0
 
-    def give_way(self) -> None:
-        """Lets others run, if generators have had their slice of this turn."""
-        iteration, now = self._loop.iteration, time.perf_counter()
+    def give_way(self, now: float) -> None:
+        """Lets others run, if generators have had their slice of this turn at the monotonic second `now`."""
+        iteration = self.loop.iteration
         if iteration != self._iteration:
             self._iteration, self._since = iteration, now
         elif now - self._since > SLICE_SECONDS:
             gevent.sleep(0)
-            self._since = time.perf_counter()
+            self._since = time.monotonic()
 
 
 class GreenletRunner:
     """Runs a producer in a greenlet, into which its interruption can be raised wherever it waits."""
 
-    __slots__ = ("_greenlet", "_turn")
+    __slots__ = ("_greenlet", "_iteration", "_turn")
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
+        self._iteration = -1
 
     def start(self, producer: GeneratorProducer) -> None:
         """Begins `producer.run()`, at the hub's next turn."""
         self._greenlet = gevent.spawn_raw(producer.run)
 
-    def give_way(self) -> None:
-        """Lets others run, if generators have had their slice of this turn."""
-        self._turn.give_way()
+    def give_way(self, now: float) -> None:
+        """Lets others run after the first event, and when generators, this one too, have had their slice of the turn."""
+        iteration = self._turn.loop.iteration
+        if iteration == self._iteration:
+            self._turn.give_way(now)
+        elif self._iteration < 0:
+            # The response opens now, and takes this event to the client before the next one is made.
+            gevent.sleep(0)
+            iteration = self._turn.loop.iteration
+        # Else it has waited by itself since its last event, as it does after this one most likely.
+        self._iteration = iteration
 
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises the interruption where the greenlet waits; from the hub, which may switch to any greenlet."""
@@ -81,6 +95,23 @@ class GreenletRunner:
         interruption = producer.take_interruption()
         if interruption is not None:
             self._greenlet.throw(interruption)
+
+
+class Head:
+    """Stands in for a socket while gunicorn sends a response's headers, so that they go out in one write with the first frames.
+
+    Attributes:
+        data: What was sent.
+    """
+
+    __slots__ = ("data",)
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def sendall(self, data: bytes) -> None:
+        """Keeps what gunicorn sends."""
+        self.data += data
 
 
 class Handover:
@@ -118,18 +149,18 @@ class Handover:
             # A middleware has not started the response yet, or has made something of it that only it can write.
             handoff.on_abort = functools.partial(_shut_down, self._response.sock)
             return False
-        response = self._response
+        head, response = Head(), self._response
+        client, response.sock = response.sock, cast("Any", head)
         response.send_headers()
+        response.sock = client
         # gunicorn's last chunk isn't the stream's.
         chunked, response.chunked = response.chunked, False
-        family, kind, proto = response.sock.family, response.sock.type, response.sock.proto
-        sock = _socket.socket(family, kind, proto, fileno=response.sock.detach())
+        sock = _socket.socket(client.family, client.type, client.proto, fileno=client.detach())
         sock.setblocking(False)
         sink = SocketSink(self._application.poller, sock, stream, chunked=chunked)
         held, is_all = handoff.detach()
         stream.attach(sink)
-        if held:
-            sink.write(held)
+        sink.begin(head.data, held)
         if is_all:
             sink.finish(b"")
         stream.resume()
@@ -162,9 +193,11 @@ class StreamApplication:
         self._application = application
         self.poller = poller
         self.turn = Turn()
+        self._entrance = Entrance()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serves a request."""
+        self._entrance.enter()
         response = getattr(start_response, "__self__", None)
         if isinstance(response, Response):
             handover = Handover(self, response)

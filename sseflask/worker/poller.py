@@ -15,6 +15,9 @@ log = logging.getLogger("sseflask.worker")
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 64 * 1024
 
+#: Sockets that are seen to in one turn of the hub's loop: a thousand clients that hang up at once must not keep it.
+EVENTS_PER_TURN: Final = 32
+
 #: From <sys/epoll.h>; the module that has their names loses them when it is patched.
 EPOLLIN: Final = 0x001
 EPOLLOUT: Final = 0x004
@@ -66,7 +69,8 @@ class Poller:
             self._epoll.unregister(fd)
 
     def _ready(self) -> None:
-        for fd, events in self._epoll.poll(0):
+        # What is left is told again in the loop's next turn.
+        for fd, events in self._epoll.poll(0, EVENTS_PER_TURN):
             polled = self._polled.get(fd)
             if polled is not None:
                 try:

@@ -56,17 +56,35 @@ class SocketSink:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, timeout_ms)
         poller.add(self._fd, self)
 
+    def begin(self, head: bytes, frames: bytes) -> None:
+        """Sends the response's head, and the frames that there are already."""
+        self._send(head + self._framed(frames) if frames else head)
+
     def write(self, data: bytes) -> bool:
         """Sends frames, or keeps what the socket doesn't take. Returns whether it took all."""
         if self._sock is None or self._finishing:
             return True
-        return self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        return self._send(self._framed(data))
 
     def write_batch(self, batch: Batch) -> bool:
         """Sends frames that many clients get, in one chunk that was made once."""
-        if self._sock is None or self._finishing:
+        sock = self._sock
+        if sock is None or self._finishing:
             return True
-        return self._send(batch.chunk if self._chunked else batch.data)
+        data: bytes | memoryview = batch.chunk if self._chunked else batch.data
+        if not self._pending:
+            # As `_send`, for the thousands of clients who take all of it.
+            try:
+                sent = sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._failed(error)
+                return True
+            if sent == len(data):
+                return True
+            data = memoryview(data)[sent:]
+        return self._send(data)
 
     def wait(self) -> None:
         """Waits until the socket has taken what was written, or is closed."""
@@ -80,7 +98,7 @@ class SocketSink:
         if self._sock is None or self._finishing:
             return
         if self._chunked:
-            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+            last = (self._framed(last) if last else b"") + b"0\r\n\r\n"
         self._finishing = True
         if self._send(last):
             self._shut_down()
@@ -106,6 +124,9 @@ class SocketSink:
                 if self._finishing:
                     self._shut_down()
 
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+
     def _send(self, data: bytes | memoryview) -> bool:
         """Sends, behind what waits. Returns whether nothing waits any more."""
         if self._pending:
@@ -117,7 +138,7 @@ class SocketSink:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._close(CloseReason.LOST if error.errno == errno.ETIMEDOUT else CloseReason.DISCONNECTED)
+            self._failed(error)
             return True
         if sent == len(data):
             return True
@@ -127,6 +148,9 @@ class SocketSink:
             self.blocked_since = time.monotonic()
             self._poller.watch_writable(self._fd, on=True)
         return False
+
+    def _failed(self, error: OSError) -> None:
+        self._close(CloseReason.LOST if error.errno == errno.ETIMEDOUT else CloseReason.DISCONNECTED)
 
     def _shut_down(self) -> None:
         """All is sent: closing now, with bytes of the client's unread, would reset the connection and lose what it hasn't read."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import gevent
+from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
 from sseflask import config, process
 from sseflask.errors import InvalidSetting
 from sseflask.stream import call_all
 
+from . import directory
 from .broadcaster import Broadcaster
+from .collector import Collector
 from .handover import StreamApplication
 from .poller import Poller
 
@@ -25,6 +30,9 @@ SPREAD = 0.9
 #: Seconds after `SSE_DRAIN_SECONDS` for clients to close their side of what has ended; a slow one could lose its last bytes else.
 LINGER_SECONDS = 0.5
 
+#: Connections that are accepted in one turn of the loop; gevent's 100 keep it for a tenth of a second when thousands come back.
+ACCEPTS_PER_TURN: Final = 10
+
 
 class StreamWorker(GeventWorker):
     """gunicorn's gevent worker, and a home for streams: it takes their sockets over and lets the requests' greenlets go.
@@ -33,17 +41,29 @@ class StreamWorker(GeventWorker):
     its streams cleanly, spread over `SSE_DRAIN_SECONDS`, and leaves as soon as it is empty.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Makes a worker, in the arbiter, and the directory that all workers of the arbiter share."""
+        super().__init__(*args, **kwargs)
+        self._directory: Path | None = None
+        self._no_directory = ""
+        try:
+            self._directory = directory.of_this_arbiter(self.cfg.uid, self.cfg.gid)
+        except OSError as error:
+            self._no_directory = str(error)
+
     def load_wsgi(self) -> None:
         """Loads the app, checks its settings against gunicorn's, and goes between the two.
 
         Raises:
-            InvalidSetting: `SSE_DRAIN_SECONDS` isn't below `graceful_timeout`.
+            InvalidSetting: `SSE_DRAIN_SECONDS` isn't below `graceful_timeout`; or `SSE_BROKER_URL` is `"auto"`, there are several
+                workers, and no place for what they share.
         """
         # Before the app is imported: it may publish while it is.
         here = process.current()
         self._poller = Poller()
         here.waker = Broadcaster()
         here.workers = self.cfg.workers
+        here.directory = self._directory
         # A hang-up is noticed in the hub itself, where nothing may wait.
         here.run = lambda callbacks: gevent.spawn_raw(call_all, callbacks)
         super().load_wsgi()
@@ -51,6 +71,15 @@ class StreamWorker(GeventWorker):
         if self._drain_seconds >= self.cfg.graceful_timeout:
             expected = f"below gunicorn's graceful_timeout, which is {self.cfg.graceful_timeout} s and kills what is left"
             raise InvalidSetting("SSE_DRAIN_SECONDS", self._drain_seconds, expected)
+        if self._directory is None and any(settings.broker_url == "auto" for settings in config.in_use):
+            if self.cfg.workers > 1:
+                expected = (
+                    f"a URL, such as sqlite:////var/lib/app/events.db: no file can be made for all workers: {self._no_directory}"
+                )
+                raise InvalidSetting("SSE_BROKER_URL", "auto", expected)
+            self.log.warning(
+                "Events stay in this worker, and a reload loses them: no file can be made for them: %s", self._no_directory
+            )
         logger = logging.getLogger("sseflask")
         if not logger.hasHandlers():
             # An app that has set up no logging: our lines go where gunicorn's go.
@@ -59,16 +88,24 @@ class StreamWorker(GeventWorker):
         self._drain_began: float | None = None
         application: Any = self.wsgi
         self.wsgi: Any = StreamApplication(application, self._poller)
+        # What is loaded stays: with it out of the way a full collection among thousands of streams takes a fraction of the time.
+        gc.collect()
+        gc.freeze()
 
     def run(self) -> None:
         """Serves until the worker is told to stop, and until its streams have ended."""
         gevent.spawn(self._drain_when_told)
+        # Each turn of the loop serves all connections that it accepts before it looks at anything else.
+        StreamServer.max_accept = ACCEPTS_PER_TURN
         super().run()
         self._wait_for_streams()
+        call_all(process.current().on_exit)
 
     def _drain_when_told(self) -> None:
+        collector = Collector()
         while self.alive:
             gevent.sleep(WATCH_SECONDS)
+            collector.tend(len(self._poller))
         self._drain_began = began = time.monotonic()
         here = process.current()
         here.draining = True

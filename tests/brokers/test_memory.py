@@ -12,6 +12,9 @@ import pytest
 import sseflask.brokers.base
 import sseflask.brokers.memory
 from sseflask.brokers import Broker, MemoryBroker
+from sseflask.brokers.base import WAITING_EVENTS
+from sseflask.emitter import Channel
+from sseflask.log import ENTRY_BYTES
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept
 
 
@@ -67,6 +70,50 @@ class TestMemoryBroker(BrokerContract):
         assert (found.cursor, found.reset) == (0, "epoch")
         assert kept(second, "news") == ["new"]
 
+    def test_release(self, broker: Broker, clock: Clock) -> None:
+        """A channel is there until nobody listens and its history has expired, whichever comes last."""
+        reader, other = Reader(broker, "news"), Reader(broker, "news")
+        position = broker.publish("news", event())
+        clock.advance(HISTORY_SECONDS + 1)
+        broker.expire(clock.now)
+        reader.leave()
+        assert broker.emitter.channels() == ["news"]
+        other.leave()
+        assert broker.emitter.channels() == []
+        with broker.emitter.lock:
+            assert broker.log.resume(["news"], position).reset is None
+        last = Reader(broker, "news")
+        broker.publish("news", event())
+        last.leave()
+        assert broker.emitter.channels() == ["news"]
+        clock.advance(HISTORY_SECONDS + 1)
+        broker.expire(clock.now)
+        assert broker.emitter.channels() == []
+
+    def test_expiry_is_seen_to(self, broker: Broker, clock: Clock, chores: list[Callable[[float], bool]]) -> None:
+        """A broker asks to be called each second while it keeps something, once, and asks again when it does so again."""
+        assert chores == []
+        for _ in range(3):
+            broker.publish("news", event())
+        assert len(chores) == 1
+        assert chores[0](clock.now)
+        clock.advance(HISTORY_SECONDS + 1)
+        assert not chores.pop()(clock.now)
+        broker.publish("news", event())
+        assert len(chores) == 1
+
+    def test_bytes(self, open_broker: Open) -> None:
+        """All channels of a process together keep so many bytes; the last events of those published to least recently go first."""
+        broker = open_broker(history_bytes=100 * (ENTRY_BYTES + 1000))
+        for number in range(300):
+            broker.publish(f"c{number % 50}", event("x" * 900))
+        names = broker.emitter.channels()
+        assert broker.log.size <= 100 * (ENTRY_BYTES + 1000)
+        assert 80 <= len(kept(broker, *names)) <= 110
+        assert kept(broker, "c49")
+
+    # Ends (DELIVERY 11).
+
     def test_tokens_go(self, broker: Broker, clock: Clock) -> None:
         """Tokens of a minute ago take no memory."""
 
@@ -107,3 +154,60 @@ class TestMemoryBroker(BrokerContract):
         assert broker.emitter.channels() == []
         assert len(broker.log) == 0 and broker.log.size == 0
         assert not broker.expire(clock.now)
+
+
+class BusyWaker(InlineWaker):
+    """Is in the middle of sending whenever it is told of something.
+
+    Attributes:
+        gave_way: How many entries waited each time that a publisher let it go on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gave_way: list[int] = []
+        self._channels: list[Channel] = []
+
+    def wake(self, channel: Channel) -> None:
+        """Has no time for it."""
+        channel.waiting += 1
+        self._channels.append(channel)
+
+    def give_way(self) -> bool:
+        """Gets round to the channels that it was told of."""
+        self.gave_way.append(self._channels[-1].waiting)
+        for channel in self._channels:
+            channel.waiting = 0
+            super().wake(channel)
+        return True
+
+
+class TestPace:
+    """A publisher that is faster than the streams can be served."""
+
+    @pytest.fixture
+    def waker(self) -> BusyWaker:
+        """A busy one."""
+        return BusyWaker()
+
+    @pytest.fixture
+    def broker(self, waker: BusyWaker) -> MemoryBroker:
+        """One that tells it."""
+        return MemoryBroker(waker, lambda chore: None, history=256, history_seconds=HISTORY_SECONDS, history_bytes=1 << 26)
+
+    def test_waits(self, waker: BusyWaker, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While streams are sending, so many events wait for their turn and no more: then their publisher waits."""
+        monkeypatch.setattr(sseflask.brokers.base, "WAITING_DELIVERIES", 8)
+        readers = [Reader(broker, "news") for _ in range(2)]
+        for number in range(2 * WAITING_EVENTS + 2):
+            broker.publish("news", event(str(number)))
+        assert waker.gave_way == [WAITING_EVENTS, WAITING_EVENTS]
+        assert [reader.data for reader in readers] == [[str(number) for number in range(2 * WAITING_EVENTS)]] * 2
+
+    def test_few_streams(self, waker: BusyWaker, broker: MemoryBroker) -> None:
+        """It doesn't for a few streams, whose turn takes no time."""
+        reader = Reader(broker, "news")
+        for _ in range(60):
+            broker.publish("news", event())
+        assert waker.gave_way == []
+        reader.leave()

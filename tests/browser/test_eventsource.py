@@ -137,7 +137,7 @@ def break_off(server: Server, how: str) -> None:
 BREAKS = ("stopped", "killed", "worker killed")
 
 
-@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("how", BREAKS[:2])
 def test_a_channel_whose_server_is_gone_begins_anew_with_a_reset(page: Page, server: Server, how: str) -> None:
     """The browser comes back with its position, which is of another life: a reset says so, and what is published then follows."""
     page.goto(server.url("/"))
@@ -162,6 +162,22 @@ def test_a_channel_whose_server_is_gone_begins_anew_with_a_reset(page: Page, ser
     # It was gone, tried again by itself, and is there.
     assert ["(error)", CONNECTING] in source.seen
     assert source.state == OPENED
+
+
+def test_a_channel_whose_worker_is_gone_goes_on_where_it_was(page: Page, server: Server) -> None:
+    """The log outlives the worker: the browser comes back with its position, and gets what was published meanwhile, once."""
+    page.goto(server.url("/"))
+    source = Source(page, "/events/news")
+    source.wait_for("stream-open")
+    publish(server, "news", 0, 3)
+    source.wait_for("n", 3)
+    break_off(server, "worker killed")
+    publish(server, "news", 3, 5)
+    source.wait_for("stream-open", 2, timeout=20)
+    source.wait_for("n", 5)
+    assert source.numbers == [0, 1, 2, 3, 4]
+    assert source.of("stream-reset") == []
+    assert ["(error)", CONNECTING] in source.seen
 
 
 @pytest.mark.parametrize("how", BREAKS)

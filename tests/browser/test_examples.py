@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +26,9 @@ from tests.conftest import Serve
 from tests.live.client import get
 from tests.live.process import wait_until
 from tests.live.server import ROOT, Server
+from tests.redis import RedisServer, needs_redis
 
-NAMES = ("counter", "metrics", "progress", "chat", "long_job", "notifications", "board")
+NAMES = ("counter", "metrics", "progress", "chat", "long_job", "notifications", "board", "celery")
 APP = "examples:create_app()"
 
 
@@ -669,3 +675,93 @@ def test_the_parser_of_the_pages_reads_a_stream_cut_anywhere(page: Page, server:
     for cut, (events, last_event_id, retry) in zip(pieces, results, strict=True):
         assert events == expected, json.dumps(cut)
         assert (last_event_id, retry) == ("", 50)
+
+
+# Celery
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """The URL of a Redis of the test's own."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis").start()
+    yield f"{server.url}/0"
+    server.close()
+
+
+@pytest.fixture
+def celery_page(page: Page, serve: Serve, redis_url: str) -> Page:
+    """The example, of a server that has Redis."""
+    server = serve(APP, config=ROOT / "gunicorn.conf.py", env={"SSE_BROKER_URL": redis_url})
+    page.goto(server.url("/celery/"))
+    return page
+
+
+@pytest.fixture
+def celery_worker(tmp_path: Path, redis_url: str) -> Iterator[Path]:
+    """A Celery worker that is ready; its log."""
+    log = tmp_path / "celery.log"
+    command = [sys.executable, "-m", "celery", "-A", "examples.worker", "worker", "--concurrency", "1", "--loglevel", "INFO"]
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "SSE_BROKER_URL": redis_url},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: worker.poll() is not None or " ready." in log.read_text(), 30, "the worker to be ready")
+        assert worker.poll() is None, log.read_text()
+        yield log
+    finally:
+        # The leader isn't reaped yet, so its id is still its group's.
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+@needs_redis
+def test_a_celery_job_shows_its_progress_to_the_end(celery_page: Page, celery_worker: Path) -> None:
+    """The bar follows what the worker reports, reaches 100 %, and the page shows the result and asks for nothing more."""
+    page = celery_page
+    of(page, "limit").select_option("100000000")
+    of(page, "start").click()
+    # What it shows on its way, and not only the end.
+    expect(of(page, "percent")).to_have_text(re.compile(r"^[1-9]\d? %$"), timeout=20_000)
+    expect_connection(page, "open")
+    expect(of(page, "percent")).to_have_text("100 %", timeout=30_000)
+    expect(of(page, "outcome-box")).to_contain_text("5,761,455 prime numbers below 100,000,000")
+    expect(of(page, "largest")).to_have_text("99,999,989")
+    expect_connection(page, "closed")
+    assert number(page, "reports") >= 2
+    expect(of(page, "start")).to_be_enabled()
+    assert "succeeded" in celery_worker.read_text()
+
+
+@needs_redis
+def test_a_page_that_is_loaded_again_finds_its_celery_job(celery_page: Page, celery_worker: Path) -> None:
+    """In the middle of a job, a reload shows at once how far it is; after its end, a page that asks is told the result."""
+    page = celery_page
+    of(page, "limit").select_option("100000000")
+    of(page, "start").click()
+    expect(of(page, "percent")).to_have_text(re.compile(r"^[1-9]\d? %$"), timeout=20_000)
+    address = page.url
+    assert "#" in address
+    page.reload()
+    expect(of(page, "percent")).to_have_text("100 %", timeout=30_000)
+    expect(of(page, "outcome-box")).to_contain_text("5,761,455")
+    assert "#" not in page.url
+    page.goto(address)
+    page.reload()
+    expect(of(page, "outcome-box")).to_contain_text("5,761,455")
+
+
+@needs_redis
+def test_a_page_without_a_celery_worker_says_so(celery_page: Page, console: Console) -> None:
+    """Nobody answers: the page says what to start, and can try again."""
+    console.allow("503")
+    of(celery_page, "start").click()
+    expect(of(celery_page, "outcome-box")).to_contain_text("No Celery worker answers")
+    expect(of(celery_page, "start")).to_be_enabled()

@@ -292,7 +292,9 @@ class Server:
         match self._kind:
             case "gunicorn":
                 bind = f"127.0.0.1:{port}" if port else f"unix:{self.address}"
-                command = ["-m", "gunicorn", "-c", str(HOOKS), "-b", bind, "-k", self._worker_class, "-w", str(self._workers)]
+                # By its script: after USR2 `python -m gunicorn` would find gunicorn's own `http` instead of Python's.
+                script = str(Path(sys.executable).with_name("gunicorn"))
+                command = [script, "-c", str(HOOKS), "-b", bind, "-k", self._worker_class, "-w", str(self._workers)]
                 command += ["--access-logfile", "-", "--error-logfile", "-", "--no-control-socket"]
                 if self._authority:
                     command += ["--certfile", certificate[0], "--keyfile", certificate[1]]

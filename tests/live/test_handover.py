@@ -51,6 +51,14 @@ class TestTakenOver:
             assert sinks(server, "/silent") == [{"path": "/silent", "kind": TAKEN_OVER, "user_timeout_ms": 10_500}]
         wait_for_no_streams(server)
 
+    def test_one_write(self, server: Server) -> None:
+        """The head and the first event of a stream arrive together: they were sent in one write."""
+        with connect(server) as client:
+            client.sendall(b"GET /silent HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head, _, body = client.recv(65536).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert body.endswith(b"\n\n\r\n")
+
     def test_unix_socket(self, serve: Serve) -> None:
         """A stream over a unix socket is, where `TCP_USER_TIMEOUT` can't be set; a hang-up is noticed there too."""
         server = serve(APP, unix=True)

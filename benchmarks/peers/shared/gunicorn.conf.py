@@ -1,9 +1,9 @@
-"""gunicorn for the peers that run on it: one worker, and room for all streams."""
+"""gunicorn for the peers that run on it: one worker or several, and room for all streams."""
 
 import os
 
 bind = os.environ["BENCH_BIND"]
-workers = 1
+workers = int(os.environ.get("BENCH_WORKERS", "1"))
 worker_connections = 40_000
 backlog = 4096
 timeout = 120

@@ -1,6 +1,8 @@
-"""sseflask under `StreamWorker`: one worker, channels in memory."""
+"""sseflask under `StreamWorker`: one worker with channels in memory, or what the harness says."""
 
 from __future__ import annotations
+
+import os
 
 import gevent
 from flask import Flask, request
@@ -10,7 +12,8 @@ from publishing import Feed, event_data
 from sseflask import SSE
 
 app = Flask(__name__)
-app.config.update(SSE_BROKER_URL="memory://", SSE_PUBLIC_CHANNELS=["*"])
+broker = os.environ.get("BENCH_BROKER", "memory://")
+app.config.update(SSE_PUBLIC_CHANNELS=["*"], SSE_BROKER_URL=os.environ["BENCH_REDIS_URL"] if broker == "redis" else broker)
 sse = SSE()
 watches: list[HubWatch] = []
 

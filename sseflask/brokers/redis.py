@@ -1,0 +1,258 @@
+"""The log that hosts share: kept in Redis, numbered by one script per publish, pushed by its Pub/Sub.
+
+What is lost when Redis is killed is what it had not yet written. With `appendfsync always`, and `durable=1` in the URL, that is
+nothing which a publish had returned for, and positions stay good. Otherwise each restart begins a new epoch, so that no number
+stands for two events, and clients are told by a reset.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from sseflask import native
+from sseflask.errors import BrokerUnavailable
+from sseflask.log import REMEMBERED_CHANNELS
+
+from . import redis_script
+from .redis_connection import Endpoint, Pool
+from .redis_follower import RedisFollower
+from .redis_script import Script
+from .store import Feed, Head, Publication, Reading, Stored
+
+#: Seconds that a channel's stream outlives the time for which its last entry is kept: clients come back a little late.
+STREAM_MARGIN: Final = 30
+#: Channels that are read at one moment; of more, each so many are read at a moment of their own, which their readings tell.
+READ_CHANNELS: Final = 500
+#: Seconds before a call is tried again, at first and at the most; each time up to twice as long.
+FIRST_DELAY: Final = 0.01
+LONGEST_DELAY: Final = 0.5
+
+#: What an answer begins with that says that nothing has been done, nor soon will be.
+_REFUSALS: Final = ("OOM", "MISCONF", "NOREPLICAS", "BUSY", "MOVED", "CROSSSLOT")
+
+
+class RedisStore:
+    """Keeps events in a Redis, which may be restarted or away for a while; see `Store`.
+
+    Attributes:
+        url: Its URL without a password.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "sseflask", history: int, history_seconds: float, timeout: float) -> None:
+        """Stores what it is given; connections are made when they are needed, in the process that needs them.
+
+        Args:
+            url: `redis://`, `rediss://` or `unix://`, as redis-py reads them; with `durable=1` for a Redis that has
+                `appendfsync always` and no replicas to take its place.
+            prefix: What the names of all keys and Pub/Sub channels begin with, in braces.
+            history: Entries that a channel keeps, unless a publication says otherwise.
+            history_seconds: Seconds that they are kept after the last of their channel.
+            timeout: Seconds that a call may take.
+
+        Raises:
+            InvalidSetting: It is no such URL, or redis-py isn't installed.
+        """
+        self._endpoint = Endpoint(url, prefix=prefix, timeout=timeout)
+        self.url = self._endpoint.address.url
+        self._timeout = timeout
+        self._history = history
+        self._seconds = int(history_seconds) + STREAM_MARGIN
+        prefix = self._endpoint.prefix
+        self._log_keys = (f"{prefix}meta", f"{prefix}channels", f"{prefix}order")
+        self._streams = f"{prefix}stream:"
+        self._tokens = f"{prefix}token:"
+        self._reports = f"{prefix}reports"
+        self._report = f"{prefix}report:"
+        # By process, and by what may share them there.
+        self._pools: dict[tuple[int, bool], Pool] = {}
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self.url}>"
+
+    def publish(self, publication: Publication) -> Stored:
+        """Numbers an event and keeps it; see `Store.publish`. Tries again within its time, which stores it once."""
+        channel = publication.channel
+        event_id, is_new = self._run(
+            redis_script.PUBLISH,
+            (*self._log_keys, self._streams + channel, self._tokens + publication.token),
+            (
+                channel,
+                self._endpoint.live + channel,
+                redis_script.packed(publication),
+                publication.user_id or "",
+                "1" if publication.is_end else "0",
+                "" if publication.history is None else publication.history,
+                self._history,
+                self._seconds,
+                REMEMBERED_CHANNELS,
+                self._streams,
+            ),
+        )
+        return Stored(event_id.decode(), bool(is_new))
+
+    def head(self) -> Head:
+        """Where the log stands now; see `Store.head`."""
+        epoch, seq, *_ = self._run(redis_script.READ, self._log_keys, ())
+        return Head(epoch.decode(), int(seq))
+
+    def read(self, after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+        """The parts of some channels, `READ_CHANNELS` of them as of one moment; see `Store.read`."""
+        channels = list(after)
+        found: dict[str, Reading] = {}
+        for first in range(0, len(channels), READ_CHANNELS):
+            found |= self._read({channel: after[channel] for channel in channels[first : first + READ_CHANNELS]})
+        return found
+
+    def report(self, process: str, counts: Mapping[str, int], seconds: float) -> None:
+        """Keeps how many streams of a process each channel has; see `Store.report`."""
+        flat = [part for channel, count in counts.items() if count for part in (channel, count)]
+        self._run(redis_script.REPORT, (self._reports, self._report + process), (process, seconds, *flat), knows_life=False)
+
+    def counts(self, channels: Collection[str] | None = None) -> Mapping[str, int]:
+        """How many streams each channel has over all processes; see `Store.counts`."""
+        if channels is not None and not channels:
+            return {}
+        flat = self._run(redis_script.COUNTS, (self._reports,), (self._report, *(channels or ())), knows_life=False)
+        found = {channel.decode(): int(count) for channel, count in zip(flat[::2], flat[1::2], strict=True)}
+        return {channel: count for channel, count in found.items() if count}
+
+    def follower(self, feed: Feed) -> RedisFollower:
+        """One that tells `feed` of new entries, by a connection of its own."""
+        return RedisFollower(self._endpoint, self.head, feed)
+
+    def close(self) -> None:
+        """Closes the connections that lie idle; see `Store.close`."""
+        pools, self._pools = self._pools, {}
+        for (process, _), pool in pools.items():
+            if process == os.getpid():
+                pool.close()
+
+    def _read(self, after: Mapping[str, int | None]) -> dict[str, Reading]:
+        epoch, seq, floor, now_ms, states, entries = self._run(
+            redis_script.READ,
+            (*self._log_keys, *(self._streams + channel for channel in after)),
+            [part for channel, number in after.items() for part in (channel, "" if number is None else number)],
+        )
+        life, head, now_ms, now = epoch.decode(), int(seq), int(now_ms), time.monotonic()
+        found = {}
+        for channel, state, stored in zip(after, states, entries, strict=True):
+            last, is_end, kept = (int(number) for number in state.split()) if state else (int(floor), 0, 0)
+            found[channel] = Reading(
+                epoch=life,
+                seq=head,
+                last=last,
+                ended=bool(is_end),
+                limit=kept or self._history,
+                entries=redis_script.chained(life, channel, last, stored, now_ms, now),
+            )
+        return found
+
+    def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any], *, knows_life: bool = True) -> Any:
+        """Runs a script, again and again while the server can't be reached and there is time.
+
+        Raises:
+            BrokerUnavailable: Its outcome is `"unknown"` if the script was sent and may have run.
+        """
+        deadline = time.monotonic() + self._timeout
+        delay = FIRST_DELAY
+        outcome = "not_published"
+        while True:
+            attempt = _Attempt()
+            try:
+                return self._try(attempt, deadline, script, keys, arguments, knows_life=knows_life)
+            except BrokerUnavailable as unfit:
+                # Which it was found when it was connected to; an attempt before may have reached it all the same.
+                unfit.outcome = outcome
+                raise
+            except Exception as error:
+                if not _is_redis(error):
+                    raise
+                if attempt.may_have_run:
+                    outcome = "unknown"
+                remaining = deadline - time.monotonic()
+                if attempt.is_final or remaining <= delay:
+                    raise self._endpoint.failed(error, outcome) from None
+            native.pause(random.uniform(delay / 2, delay))
+            delay = min(2 * delay, LONGEST_DELAY)
+
+    def _try(
+        self,
+        attempt: _Attempt,
+        deadline: float,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        *,
+        knows_life: bool,
+    ) -> Any:
+        """Runs a script once; what became of it if it fails stands in `attempt`."""
+        from redis.exceptions import RedisError
+
+        pool = self._pool()
+        link = pool.take(deadline)
+        try:
+            if knows_life:
+                arguments = (*self._endpoint.life(link), *arguments)
+            attempt.may_have_run = True
+            answer = link.run_script(deadline, script, keys, arguments)
+        except RedisError as error:
+            attempt.judge(error)
+            pool.drop(link)
+            raise
+        except BaseException:
+            pool.drop(link)
+            raise
+        pool.give(link)
+        return answer
+
+    def _pool(self) -> Pool:
+        key = (os.getpid(), native.is_apart())
+        pool = self._pools.get(key)
+        if pool is None:
+            # A forked process leaves its parent's connections alone: letting go of them closes no more than its own descriptors.
+            for other in [other for other in self._pools if other[0] != key[0]]:
+                self._pools.pop(other, None)
+            pool = self._pools.setdefault(key, Pool(self._endpoint))
+        return pool
+
+
+class _Attempt:
+    """What is known of a script that was to be run once.
+
+    Attributes:
+        may_have_run: Whether it was sent, and the server didn't say that it hasn't run.
+        is_final: Whether trying again would help nothing.
+    """
+
+    __slots__ = ("is_final", "may_have_run")
+
+    def __init__(self) -> None:
+        self.may_have_run = False
+        self.is_final = False
+
+    def judge(self, error: Exception) -> None:
+        """Takes the server's word for it, if that is what the error is."""
+        from redis import exceptions
+
+        text = str(error)
+        if isinstance(error, exceptions.ResponseError):
+            # Its errors come with the first write, so they leave no trace; of one that we don't know we don't say so.
+            may_come_back = isinstance(error, exceptions.ReadOnlyError | exceptions.ClusterError | exceptions.TryAgainError)
+            is_refusal = isinstance(
+                error, exceptions.OutOfMemoryError | exceptions.MovedError | exceptions.ClusterCrossSlotError
+            ) or text.startswith(_REFUSALS)
+            self.is_final = not may_come_back
+            self.may_have_run = not (may_come_back or is_refusal)
+        elif isinstance(error, exceptions.BusyLoadingError | exceptions.AuthenticationError):
+            self.may_have_run = False
+
+
+def _is_redis(error: Exception) -> bool:
+    """Whether it says that the server can't be used: redis-py's errors, and the system's."""
+    from redis.exceptions import RedisError
+
+    return isinstance(error, RedisError | OSError)

@@ -1,0 +1,89 @@
+"""What one process of an app tells the others: to disconnect streams."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from flask import Flask
+
+from . import process
+from .brokers import Broker
+from .event import ServerSentEvent
+from .stream import Stream
+from .subscription import Subscription
+
+log = logging.getLogger("sseflask.broker")
+
+#: The channel on which processes hear of it; its name is one that apps can't use.
+CHANNEL: Final = "-/control"
+#: The events that it keeps: nobody reads them later.
+HISTORY: Final = 8
+
+
+class Control:
+    """One app's, in one process. It listens while the process has streams."""
+
+    def __init__(self, broker: Callable[[], Broker]) -> None:
+        """Stores what it needs.
+
+        Args:
+            broker: Gives the app's broker in this process.
+        """
+        self._broker = broker
+        self._is_listening = False
+
+    def listen(self) -> None:
+        """Listens from here on, until the process has no streams."""
+        if not self._is_listening:
+            self._is_listening = True
+            self._broker().emitter.on(CHANNEL, self._hear)
+            process.current().timer.call_every_second(self._rest)
+
+    def disconnect(self, *, client_key: str | None, channel: str | None) -> None:
+        """Tells all processes to disconnect the streams of a client, of a channel, or of a client on a channel.
+
+        Raises:
+            BrokerUnavailable: They can't be told now.
+        """
+        command = {"disconnect": {"client_key": client_key, "channel": channel}}
+        self._broker().publish(CHANNEL, ServerSentEvent(command), history=HISTORY)
+
+    def _rest(self, now: float) -> bool:
+        if process.current().streams:
+            return True
+        self._is_listening = False
+        self._broker().emitter.off(CHANNEL, self._hear)
+        return False
+
+    def _hear(self, event: ServerSentEvent) -> None:
+        try:
+            wanted: dict[str, Any] = json.loads(event.data or "")["disconnect"]
+        except (ValueError, KeyError, TypeError):
+            # Of another version of ours, perhaps.
+            log.warning("a command that this version doesn't know: %r", event.data)
+            return
+        for stream in self._streams(wanted.get("channel")):
+            if wanted.get("client_key") in (None, stream.client):
+                stream.revoke()
+
+    def _streams(self, channel: str | None) -> Iterator[Stream]:
+        """The streams of a channel; without one, of the app."""
+        broker = self._broker()
+        if channel is None:
+            yield from [stream for stream in list(process.current().streams) if _broker_of(stream.app) is broker]
+            return
+        with broker.emitter.lock:
+            found = broker.emitter.find(channel)
+            subscribers = list(found.subscribers) if found is not None else []
+        for subscriber in subscribers:
+            if isinstance(subscriber, Subscription):
+                yield subscriber.stream
+
+
+def _broker_of(app: Flask | None) -> Broker | None:
+    installed = app.extensions.get("sse") if app is not None else None
+    broker: Broker | None = installed.broker_in_use if installed is not None else None
+    return broker
