@@ -50,7 +50,8 @@ class Lock:
         is_mine = self._lock.acquire(blocking, timeout)
         if is_mine:
             self._collects = isenabled()
-            disable()
+            if self._collects:
+                disable()
         return is_mine
 
     def release(self) -> None:
@@ -65,7 +66,9 @@ class Lock:
     def __enter__(self) -> None:
         self._lock.acquire()
         self._collects = isenabled()
-        disable()
+        if self._collects:
+            # Only who has seen it on: the last to let go turns on again what it has itself turned off.
+            disable()
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         collects = self._collects
