@@ -509,7 +509,7 @@ class TestNativeThreads:
         """A hundred thousand events from four threads arrive in order at each stream."""
         # All of them fit the history: clients in Python take them more slowly than four threads publish them. In memory, where that
         # takes seconds; what follows does the same on the file of `auto`.
-        env = {"SSE_HISTORY": "101000", "SSE_BROKER_URL": "memory://"}
+        env = {"SSE_HISTORY": "101000", "SSE_BROKER_URL": '"memory://"'}
         self.publish_natively(serve(APP, env=env), crowd, "thread", 25_000, record_testsuite_property)
 
     @pytest.mark.parametrize("worker_class", WORKER_CLASSES)
