@@ -33,7 +33,8 @@ def calls_per_second(port: int, count: int) -> float:
     keys = [f"{prefix}{name}" for name in ("meta", "channels", "order", "stream:c0", "token:__rand_int__")]
     # As `RedisStore.publish` calls it.
     life = ["run", "0", "0" * 12, f"{prefix}life"]
-    packed = redis_script.packed(publication).decode("latin-1")
+    # The script only keeps it; no argument of a program can have a NUL.
+    packed = redis_script.packed(publication).decode("latin-1").replace("\0", "x")
     arguments = [*life, "c0", f"{prefix}live:c0", packed, "", "0", "", "256", "330", "4096", f"{prefix}stream:"]
     script = redis_script.PUBLISH.text.decode()
     call = ["EVAL", script, str(len(keys)), *keys, *arguments]

@@ -13,8 +13,12 @@ from .scenario import ALL, Metric, Scenario
 BLANK = "–"
 COLOURS = {
     "sseflask": "#d1495b",
+    "sseflask-auto": "#e58a95",
+    "sseflask-sqlite-2": "#e58a95",
+    "sseflask-redis-2": "#d1495b",
     "flask-plain": "#edae49",
     "flask-sse": "#b8860b",
+    "flask-sse-2": "#b8860b",
     "sse-starlette": "#66a182",
     "fastapi": "#00798c",
     "django-eventstream": "#2e4057",
