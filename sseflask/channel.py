@@ -46,6 +46,17 @@ def checked_name(name: object) -> str:
     return name
 
 
+def one_name(event: str | None, type: str) -> str:
+    """The name of an event that was given as `type=`, as Flask-SSE has it, and perhaps as `event=` too.
+
+    Raises:
+        InvalidEvent: The two differ.
+    """
+    if event is not None and event != type:
+        raise InvalidEvent("event", event, f"type= is another name for it and says {type!r}: give one of them")
+    return type
+
+
 def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
     """An event, if it may be published.
 

@@ -11,6 +11,7 @@ from flask import Flask
 
 from . import process
 from .brokers import Broker
+from .errors import BrokerUnavailable
 from .event import ServerSentEvent
 from .stream import Stream
 from .subscription import Subscription
@@ -36,10 +37,14 @@ class Control:
         self._is_listening = False
 
     def listen(self) -> None:
-        """Listens from here on, until the process has no streams."""
+        """Listens from here on, until the process has no streams; where no broker joins the processes, nobody can ask."""
         if not self._is_listening:
+            try:
+                emitter = self._broker().emitter
+            except BrokerUnavailable:
+                return
             self._is_listening = True
-            self._broker().emitter.on(CHANNEL, self._hear)
+            emitter.on(CHANNEL, self._hear)
             process.current().timer.call_every_second(self._rest)
 
     def disconnect(self, *, client_key: str | None, channel: str | None) -> None:

@@ -20,12 +20,12 @@ from flask.sansio.app import App
 from . import auth, cli, process, signals, views
 from .auth import Authorize
 from .brokers import Broker, make_broker
-from .channel import Channel, checked_event, checked_name
+from .channel import Channel, checked_event, checked_name, one_name
 from .config import DEFAULTS, SECONDS, UNSET, Settings, StreamOptions, redacted
 from .control import Control
 from .current import heartbeat
 from .emitter import EventEmitter, Listener
-from .errors import AlreadyInstalled, BrokerUnavailable, InvalidEvent, InvalidSetting, InvalidSubscription
+from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent, to_event
 from .producer import release
 from .response import UNAVAILABLE, EventSourceResponse, SubscriptionResponse, last_event_id, refusal
@@ -303,9 +303,9 @@ class SSE(Blueprint):
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
-        if event is not None and type is not None and event != type:
-            raise InvalidEvent("event", event, f"type= is another name for it and says {type!r}: give one of them")
-        named = to_event(data, event=event if event is not None else type, id=id, retry=retry)
+        if type is not None:
+            event = one_name(event, type)
+        named = to_event(data, event=event, id=id, retry=retry)
         return self._publish(channel, named, token=token)
 
     def channel(self, name: str, *, event: str | None = None, end_event: str | None = None, history: int | None = None) -> Channel:

@@ -8,9 +8,8 @@ from typing import Any, Self
 
 from .brokers import open_store
 from .brokers.store import Publication
-from .channel import checked_event, checked_name
+from .channel import checked_event, checked_name, one_name
 from .config import Settings
-from .errors import InvalidEvent
 from .event import ServerSentEvent, to_event
 
 
@@ -87,9 +86,9 @@ class Publisher:
             InvalidChannel: The channel can't have this name.
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
         """
-        if event is not None and type is not None and event != type:
-            raise InvalidEvent("event", event, f"type= is another name for it and says {type!r}: give one of them")
-        named = to_event(data, event=event if event is not None else type, id=id, retry=retry)
+        if type is not None:
+            event = one_name(event, type)
+        named = to_event(data, event=event, id=id, retry=retry)
         return self._publish(checked_name(channel), named, token=token)
 
     def close_channel(self, channel: str, data: Any = "", *, event: str = "stream-end", token: str | None = None) -> str:

@@ -334,11 +334,13 @@ class SharedBroker(Broker):
             latch = threading.Event()
             with self.emitter.lock:
                 wanted = [name for name in channels if self._is_wanted(name, whole=whole and name not in done)]
+                if not wanted:
+                    return
+                if time.monotonic() > deadline:
+                    raise BrokerUnavailable(f"{self.store.url} doesn't give the history of a channel in {self._timeout:g} s")
                 mine = [name for name in wanted if name not in self._fetching]
                 others = [self._fetching[name] for name in wanted if name in self._fetching]
                 self._fetching.update(dict.fromkeys(mine, latch))
-            if not wanted:
-                return
             try:
                 if mine:
                     self._fetch_now(mine, whole=whole)
@@ -349,8 +351,6 @@ class SharedBroker(Broker):
                 latch.set()
             for other in others:
                 other.wait(max(deadline - time.monotonic(), 0))
-            if time.monotonic() > deadline:
-                raise BrokerUnavailable(f"{self.store.url} doesn't give the history of a channel in {self._timeout:g} s")
             done.update(wanted)
 
     def _is_wanted(self, name: str, *, whole: bool) -> bool:
