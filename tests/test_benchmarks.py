@@ -127,6 +127,7 @@ def test_wrong_numbers(check: Check, numbers: tuple[int, ...], fault: str) -> No
         (chunk(event(1) + b"date: 1\n\n"), "1 malformed lines"),
         (chunk(b"event: stream-reset\ndata: {}\n\n"), "1 resets"),
     ],
+    ids=["size", "end", "no chunk", "short", "line", "reset"],
 )
 def test_wrong_bytes(check: Check, data: bytes, fault: str) -> None:
     """Bad framing, a torn event, an unknown field and a reset are faults."""

@@ -859,7 +859,7 @@ class TestSlowClients:
         client.block()
         started = time.monotonic()
         world.fill(2000)
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 10
 
 
 class TestEnding:

@@ -430,7 +430,7 @@ class TestOutages:
         with pytest.raises(BrokerUnavailable) as caught:
             store.publish(publication(token="t"))
         assert caught.value.outcome == outcome
-        assert 0.4 < time.monotonic() - began < 1.5
+        assert 0.4 < time.monotonic() - began < 4
         server.go_on()
         stored = wait_until(lambda: _published(store, "t"))
         # What had been sent to the server was stored once it went on; the same token finds it.

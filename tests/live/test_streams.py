@@ -310,4 +310,4 @@ class TestLog:
         found = stats(server)
         assert (found["streams_opened"], found["events_sent"], found["streams_stuck"]) == (2, 6, 0)
         assert found["streams_closed"] == {"disconnected": 1, "completed": 1}
-        assert found["max_lag_seconds"] < 0.5
+        assert 0 <= found["max_lag_seconds"] < 5
