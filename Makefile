@@ -2,12 +2,14 @@
 #
 #   make PYTHON=python3.12 test      another interpreter (3.11 or later), for a new .venv
 #   make test ARGS="-k headers -x"   arguments for pytest
+#   make test JOBS=0                 all tests in one process
 #   make bench ARGS=--quick          arguments for the benchmarks
 #   BIND=127.0.0.1:9000 make demo    another address
 
 PYTHON ?= python3
 BIND ?= 127.0.0.1:8000
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +38,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # All four say what they have to say, even when the first fails.
 lint: $(VENV)/.lint

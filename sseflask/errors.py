@@ -85,6 +85,24 @@ class BrokerUnavailable(SSEError):
         self.outcome = outcome
 
 
+class TaskEnded(SSEError):
+    """Something was to be published in the name of a task that has ended, or that isn't known. Nothing was published.
+
+    Attributes:
+        task_id: The task's.
+        state: Its state, one of `sseflask.TaskState`'s words; None where the task isn't known.
+    """
+
+    def __init__(self, task_id: str, state: str | None) -> None:
+        super().__init__(
+            f"there is no task {task_id}, or it ended so long ago that nobody remembers it"
+            if state is None
+            else f"the task {task_id} has ended ({state}): what comes after that is refused"
+        )
+        self.task_id = task_id
+        self.state = state
+
+
 class InvalidSetting(SSEError, ValueError):
     """A setting has a value that it can't have.
 

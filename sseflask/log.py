@@ -25,6 +25,8 @@ BATCH_BYTES: Final = 128 * 1024
 KEPT_BATCHES: Final = 8
 #: Bytes that an entry takes besides its frame, about; counted, so that many small events are bounded too.
 ENTRY_BYTES: Final = 200
+#: The limit of a channel that keeps all its entries until it has ended, and then until the last is too old.
+KEEP_ALL: Final = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ class ChannelLog:
     Attributes:
         name: The channel's.
         last: The number of its last entry ever, or what stands for it where that isn't known; the cursor of who has all.
-        limit: How many entries it keeps.
+        limit: How many entries it keeps; `KEEP_ALL` for all, whatever their age and size, until it has ended.
         size: The bytes that they take, about.
         ended: Whether the last entry closed the channel.
         held: Whether somebody listens: the ring stays then, though it be empty.
@@ -334,6 +336,9 @@ class Log:
             log.limit = history
         before = log.size
         log.append(entry)
+        if log.limit >= KEEP_ALL:
+            self._keep(log, before, now)
+            return entry
         oldest = now - self._seconds
         while log.entries[0].at < oldest:
             log.drop_first()
@@ -485,6 +490,9 @@ class Log:
 
     def _keep(self, log: ChannelLog, before: int, now: float) -> None:
         """Counts what a ring has grown by, and sees to the bounds."""
+        if log.limit >= KEEP_ALL:
+            self._keep_whole(log, before)
+            return
         oldest = now - self._seconds
         while log.entries and log.entries[0].at < oldest:
             log.drop_first()
@@ -496,6 +504,16 @@ class Log:
             self._filled.move_to_end(log.name, last=False)
         if self.size > self._bytes:
             self._make_room()
+
+    def _keep_whole(self, log: ChannelLog, before: int) -> None:
+        """Counts a ring that keeps all: before it has ended not at all, so that it neither expires nor gives way."""
+        was_counted = self._filled.pop(log.name, None) is not None
+        self.size -= before if was_counted else 0
+        if log.ended and log.entries:
+            self.size += log.size
+            self._filled[log.name] = log
+            if self.size > self._bytes:
+                self._make_room()
 
     def _entries(self, channels: Iterable[str]) -> Iterator[Entry]:
         for name in dict.fromkeys(channels):

@@ -11,6 +11,8 @@ from sseflask.emitter import Channel, EventEmitter, Subscriber
 from sseflask.event import ServerSentEvent
 from sseflask.log import ChannelLog, EventId, Log
 
+from .tasks import TaskChange, TaskStore
+
 #: Seconds that a publisher waits at the most for streams whose clients read, before the ring drops what they haven't been given.
 PACE_SECONDS: Final = 1.0
 #: Events, and deliveries of events, that may wait for streams that are sending already, before their publisher does: more would
@@ -55,7 +57,10 @@ class Broker(abc.ABC):
         log: What they read.
         waker: Tells streams of new entries.
         published: Events published by this process.
+        tasks: The records of tasks.
     """
+
+    tasks: TaskStore
 
     def __init__(self, log: Log, waker: Waker, keep: Keep) -> None:
         """Stores what it needs.
@@ -77,7 +82,14 @@ class Broker(abc.ABC):
 
     @abc.abstractmethod
     def publish(
-        self, channel: str, event: ServerSentEvent, *, token: str | None = None, is_end: bool = False, history: int | None = None
+        self,
+        channel: str,
+        event: ServerSentEvent,
+        *,
+        token: str | None = None,
+        is_end: bool = False,
+        history: int | None = None,
+        task: TaskChange | None = None,
     ) -> str:
         """Hands an event to the broker, and returns when the broker has it.
 
@@ -89,12 +101,14 @@ class Broker(abc.ABC):
             event: The event; its id, if it has one, is the publisher's own.
             token: Names this publish: a second one with the same token within 60 s stores nothing and returns the first one's id.
             is_end: Whether the event closes the channel.
-            history: Entries that the channel keeps from here on, if it differs from the others.
+            history: Entries that the channel keeps from here on, if it differs from the others; `KEEP_ALL` for all until it ends.
+            task: The task in whose name it is published, and what changes of it.
 
         Returns:
             The event's id.
 
         Raises:
+            TaskEnded: The task has ended, or isn't known; nothing was published.
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
         """
 

@@ -8,10 +8,12 @@ import secrets
 import time
 from typing import Final
 
+from sseflask.errors import TaskEnded
 from sseflask.event import ServerSentEvent
 from sseflask.log import Log
 
 from .base import Broker, Keep, Waker
+from .tasks import MemoryTasks, TaskChange
 
 #: Seconds that the token of a publish is remembered.
 TOKEN_SECONDS: Final = 60.0
@@ -40,10 +42,18 @@ class MemoryBroker(Broker):
         """
         log = Log(secrets.token_hex(6), history=history, history_seconds=history_seconds, history_bytes=history_bytes)
         super().__init__(log, waker, keep)
+        self.tasks: MemoryTasks = MemoryTasks(self.emitter.lock, seconds=history_seconds)
         self._tokens: collections.OrderedDict[str, tuple[float, str]] = collections.OrderedDict()
 
     def publish(
-        self, channel: str, event: ServerSentEvent, *, token: str | None = None, is_end: bool = False, history: int | None = None
+        self,
+        channel: str,
+        event: ServerSentEvent,
+        *,
+        token: str | None = None,
+        is_end: bool = False,
+        history: int | None = None,
+        task: TaskChange | None = None,
     ) -> str:
         """Keeps an event and tells who listens; see `Broker.publish`."""
         body = event.encode()
@@ -52,7 +62,11 @@ class MemoryBroker(Broker):
         with self.emitter.lock:
             if token is not None and (known := self._known(token, now)) is not None:
                 return known
+            if task is not None and ((state := self.tasks.state_of(task.id)) is None or state.is_final):
+                raise TaskEnded(task.id, state)
             entry = self.log.append(channel, body, now=now, name=event.event, user_id=user_id, is_end=is_end, history=history)
+            if task is not None:
+                self.tasks.change(task, entry.seq, body)
             event_id = f"{self.log.epoch}-{entry.seq}" if user_id is None else user_id
             if token is not None:
                 self._tokens[token] = (now, event_id)

@@ -13,12 +13,13 @@ from typing import Final
 
 from sseflask import native
 from sseflask.emitter import Channel, Subscriber
-from sseflask.errors import BrokerUnavailable
+from sseflask.errors import BrokerUnavailable, TaskEnded
 from sseflask.event import ServerSentEvent
 from sseflask.log import Entry, EventId, Log
 
 from .base import Broker, Keep, Waker
 from .store import Head, Publication, Reading, Store
+from .tasks import TaskChange, TaskState
 
 log = logging.getLogger("sseflask.broker")
 
@@ -63,6 +64,7 @@ class SharedBroker(Broker):
         own = Log("", history=history, history_seconds=history_seconds, history_bytes=history_bytes)
         super().__init__(own, waker, keep)
         self.store = store
+        self.tasks = store.tasks
         self._follower = store.follower(self)
         self._timeout = timeout
         self._trouble: Exception | None = None
@@ -95,7 +97,14 @@ class SharedBroker(Broker):
     # What publishers and streams use.
 
     def publish(
-        self, channel: str, event: ServerSentEvent, *, token: str | None = None, is_end: bool = False, history: int | None = None
+        self,
+        channel: str,
+        event: ServerSentEvent,
+        *,
+        token: str | None = None,
+        is_end: bool = False,
+        history: int | None = None,
+        task: TaskChange | None = None,
     ) -> str:
         """Hands an event to the store; see `Broker.publish`."""
         publication = Publication(
@@ -106,8 +115,11 @@ class SharedBroker(Broker):
             user_id=event.id,
             is_end=is_end,
             history=history,
+            task=task,
         )
         stored = self.store.publish(publication)
+        if task is not None and stored.refused is not None:
+            raise TaskEnded(task.id, TaskState(stored.refused) if stored.refused else None)
         if stored.is_new:
             self.published += 1
         self._follower.catch_up()

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from sseflask.log import Entry
 
+from .tasks import TaskChange, TaskStore
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Publication:
@@ -19,7 +21,9 @@ class Publication:
         name: The event's name; None for none.
         user_id: The id that the publisher chose; None for the store's.
         is_end: Whether the event closes the channel.
-        history: Entries that the channel keeps from here on, if it differs from the others; None leaves it as it is.
+        history: Entries that the channel keeps from here on, if it differs from the others; None leaves it as it is. With `KEEP_ALL`
+            it keeps all, whatever their age and size, until it ends, and for the history's seconds after that.
+        task: The task in whose name it is made, and what changes of it; None for none.
         token: Names this publish; the store stores one with the same token within 60 s only once.
     """
 
@@ -30,6 +34,7 @@ class Publication:
     user_id: str | None = None
     is_end: bool = False
     history: int | None = None
+    task: TaskChange | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,12 +42,15 @@ class Stored:
     """What a store says of a publication that it has.
 
     Attributes:
-        id: The event's id: the publisher's own, or `<epoch>-<seq>`.
-        is_new: Whether this call stored it; False where its token had been seen.
+        id: The event's id: the publisher's own, or `<epoch>-<seq>`; empty for one that was refused.
+        is_new: Whether this call stored it; False where its token had been seen, or it was refused.
+        refused: The state of the task in whose name nothing can be published any more, `""` where no such task is known; None
+            if that was no obstacle.
     """
 
     id: str
     is_new: bool
+    refused: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,14 +97,17 @@ class Store(Protocol):
 
     Attributes:
         url: Its URL without a password, for logs and errors.
+        tasks: The records of tasks, which publications change.
     """
 
     url: str
+    tasks: TaskStore
 
     def publish(self, publication: Publication) -> Stored:
         """Numbers an event and keeps it, durably as far as the store goes; returns when it has it.
 
-        Events of all channels get increasing numbers, in the order in which readers see them.
+        Events of all channels get increasing numbers, in the order in which readers see them. One that is made in the name of a
+        task changes the task's record in the same step; if the task has ended, or isn't known, nothing is stored.
 
         Raises:
             BrokerUnavailable: `outcome` is `"not_published"` where the event surely isn't stored, else `"unknown"`.
