@@ -1,5 +1,6 @@
 """Server-Sent Events for Flask that hold up in production."""
 
+from .brokers.tasks import TaskState
 from .channel import Channel
 from .current import current_stream, heartbeat
 from .decoder import EventDecoder
@@ -17,6 +18,8 @@ from .errors import (
     StreamClosed,
     StreamError,
     StreamTimeout,
+    TaskEnded,
+    UnknownTask,
 )
 from .event import ServerSentEvent
 from .extension import SSE
@@ -25,6 +28,8 @@ from .response import EventSourceResponse
 from .signals import event_published, stream_closed, stream_opened, subscriber_dropped
 from .state import CloseReason
 from .stream import Stream
+from .tasks import Task
+from .track import current_task, each, track
 
 __all__ = [
     "SSE",
@@ -48,10 +53,17 @@ __all__ = [
     "StreamClosed",
     "StreamError",
     "StreamTimeout",
+    "Task",
+    "TaskEnded",
+    "TaskState",
+    "UnknownTask",
     "current_stream",
+    "current_task",
+    "each",
     "event_published",
     "heartbeat",
     "stream_closed",
     "stream_opened",
     "subscriber_dropped",
+    "track",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .emitter import RESERVED, Listener
 from .errors import EventTooLarge, InvalidChannel, InvalidEvent
 from .event import ServerSentEvent, to_event
-from .log import EventId
+from .log import EventId, RunId
 
 if TYPE_CHECKING:
     from .brokers import Broker
@@ -71,8 +71,8 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
             raise InvalidEvent("id", own, f"an id on a channel has 1 to {MAX_ID_BYTES} bytes")
         if own != own.strip():
             raise InvalidEvent("id", own, "browsers don't send spaces at the edges of an id back")
-        if EventId.parse(own) is not None:
-            raise InvalidEvent("id", own, "ids of this form are the broker's own")
+        if EventId.parse(own) is not None or RunId.parse(own) is not None:
+            raise InvalidEvent("id", own, "ids of this form are sseflask's own")
     # Only what might be too large is encoded to see: a character is 4 bytes at the most, a line end 7 with the next line's name.
     characters = len(event.data)
     if event.event is not None:

@@ -13,6 +13,8 @@ from .event import MAX_RETRY_MS
 
 Check = Callable[[str, Any], Any]
 
+#: Seconds that a resumable generator goes on when its last client has left, unless its view says otherwise.
+DETACH_GRACE: Final = 30.0
 #: Some thirty years: no time-out is longer, and clocks and sleeps take it.
 MAX_SECONDS: Final = 1_000_000_000
 
@@ -124,7 +126,9 @@ class Settings:
         send_timeout: Seconds that a client may take nothing of what was sent to it before its stream is cut; above 0. Whatever it
             takes gives it the same time again.
         max_event_bytes: Bytes that one encoded event may have; at least 1024.
-        run_bytes: Bytes of events that are kept for one run: those that `negotiate=True` collects into one JSON array.
+        run_bytes: Bytes of events that are kept for one run: a resumable one, or what `negotiate=True` collects into a JSON array.
+        producer_lease: Seconds within which it is noticed that the process has died that worked on a task or a resumable run; also
+            for how long the work waits for a broker that can't be reached; above 0.
         max_streams: Streams that one worker keeps open; None for the soft limit of open files less 64.
         refuse: What a client gets that is over a limit: `"status"` for 503 with `Retry-After`, `"retry"` for an empty stream that
             tells it to come back (a browser's EventSource gives up for good on any status but 200).
@@ -161,6 +165,7 @@ class Settings:
     send_timeout: float = _setting(30.0, SECONDS)
     max_event_bytes: int = _setting(1024 * 1024, _integer(at_least=1024, unit="bytes"))
     run_bytes: int = _setting(16 * 1024 * 1024, _integer(at_least=1024, unit="bytes"))
+    producer_lease: float = _setting(30.0, SECONDS)
     max_streams: int | None = _setting(None, _optional(_integer(at_least=1, unit="streams")))
     refuse: str = _setting("status", _one_of("status", "retry"))
     drain_seconds: float = _setting(5.0, SECONDS)
@@ -238,6 +243,9 @@ class StreamOptions:
             and ends with a `complete` or an error event.
         negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
         g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
+        coalesce: Seconds within which texts that are yielded are joined to one event; above 0. None joins nothing.
+        resumable: Whether the generator runs detached from its clients, so that one that comes back goes on where it was.
+        detach_grace: Seconds that a resumable generator goes on when its last client has left; at least 0.
 
     Raises:
         InvalidSetting: An option has a value that it can't have.
@@ -250,6 +258,9 @@ class StreamOptions:
     lifecycle: bool | Mapping[str, Any] = False
     negotiate: bool = False
     g: tuple[str, ...] = ()
+    coalesce: float | None = None
+    resumable: bool = False
+    detach_grace: float = DETACH_GRACE
     # What `resolved` last gave, and for which settings: a view's options meet the same ones at each request.
     _last: tuple[Settings, StreamOptions] | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
@@ -260,8 +271,11 @@ class StreamOptions:
                 check(name, getattr(self, name))
         if not isinstance(self.lifecycle, bool | Mapping):
             raise InvalidSetting("lifecycle", self.lifecycle, "True, False or a mapping that the start event carries")
-        if not isinstance(self.negotiate, bool):
-            raise InvalidSetting("negotiate", self.negotiate, "True or False")
+        for name in ("negotiate", "resumable"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidSetting(name, getattr(self, name), "True or False")
+        SECONDS_OR_NONE("coalesce", self.coalesce)
+        _number(at_least=0, unit="seconds")("detach_grace", self.detach_grace)
         names: Any = self.g
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise InvalidSetting("g", self.g, 'a tuple of names, such as ("user",)')

@@ -43,11 +43,7 @@ class GeneratorContext:
         """
         self.app: Flask = context.app
         self._g = {name: getattr(g, name) for name in names if name in g}
-        self._variables = [
-            (variable, value)
-            for variable, value in contextvars.copy_context().items()
-            if not isinstance(value, AppContext | RequestContext)
-        ]
+        self._variables = _context_variables()
         request = context.request
         request.get_data(cache=True, parse_form_data=True)
         own = copy.copy(request)
@@ -128,12 +124,77 @@ class GeneratorContext:
         self._call(lambda exc: appcontext_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
 
     def _call(self, function: Callable[[BaseException | None], Any], error: BaseException | None) -> None:
+        call_teardown(self.app, function, error)
+
+
+class TaskContext:
+    """The app context that a task runs in. It knows no request; context variables are as they were where the task was started."""
+
+    def __init__(self, app: Flask) -> None:
+        """Takes over what it needs; called where the task is started.
+
+        Args:
+            app: The app.
+        """
+        self.app = app
+        self._variables = _context_variables()
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Calls a function in this context, and tears the context down. Once only."""
+        return contextvars.Context().run(self._run, function)
+
+    def _run(self, function: Callable[[], T]) -> T:
+        for variable, value in self._variables:
+            variable.set(value)
+        self._variables = []
+        context = self.app.app_context()
+        context.push()
+        error: BaseException | None = None
         try:
-            self.app.ensure_sync(function)(error)
-        except Exception:
-            log.exception(
-                "a teardown function failed after a stream; it may expect what the view's g held, which the generator's doesn't"
-            )
+            return function()
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            for teardown in reversed(self.app.teardown_appcontext_funcs):
+                call_teardown(self.app, teardown, error)
+            for variable in contextvars.copy_context():
+                variable.set(None)
+
+    def answer(self, error: Exception) -> Response:
+        """Raises the error: nobody waits for a response.
+
+        Raises:
+            Exception: The error.
+        """
+        raise error
+
+    def save_session(self, response: Response) -> None:
+        """Does nothing: there is no session."""
+
+    def release(self) -> None:
+        """Runs the app context's teardown functions, so that pooled connections go back; called in this context."""
+        for function in reversed(self.app.teardown_appcontext_funcs):
+            call_teardown(self.app, function, None)
+
+
+def call_teardown(app: Flask, function: Callable[[BaseException | None], Any], error: BaseException | None) -> None:
+    """Calls a teardown function; what it raises is logged."""
+    try:
+        app.ensure_sync(function)(error)
+    except Exception:
+        log.exception(
+            "a teardown function failed after a stream; it may expect what the view's g held, which the generator's doesn't"
+        )
+
+
+def _context_variables() -> list[tuple[contextvars.ContextVar[Any], Any]]:
+    """The context variables of this place, but for Flask's contexts."""
+    return [
+        (variable, value)
+        for variable, value in contextvars.copy_context().items()
+        if not isinstance(value, AppContext | RequestContext)
+    ]
 
 
 def _without_server_objects(environ: dict[str, Any]) -> dict[str, Any]:

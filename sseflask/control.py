@@ -1,4 +1,4 @@
-"""What one process of an app tells the others: to disconnect streams."""
+"""What one process of an app tells the others: to disconnect streams, to cancel a task."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ HISTORY: Final = 8
 
 
 class Control:
-    """One app's, in one process. It listens while the process has streams."""
+    """One app's, in one process. It listens while the process has streams, or works on tasks."""
 
-    def __init__(self, broker: Callable[[], Broker]) -> None:
+    def __init__(self, broker: Callable[[], Broker], cancel: Callable[[str], object]) -> None:
         """Stores what it needs.
 
         Args:
             broker: Gives the app's broker in this process.
+            cancel: Ends a task that this process works on.
         """
         self._broker = broker
+        self._cancel = cancel
         self._is_listening = False
 
     def listen(self) -> None:
-        """Listens from here on, until the process has no streams; where no broker joins the processes, nobody can ask."""
+        """Listens from here on, until the process has neither streams nor tasks; where none are joined, nobody can ask."""
         if not self._is_listening:
             try:
                 emitter = self._broker().emitter
@@ -53,11 +55,19 @@ class Control:
         Raises:
             BrokerUnavailable: They can't be told now.
         """
-        command = {"disconnect": {"client_key": client_key, "channel": channel}}
+        self.tell({"disconnect": {"client_key": client_key, "channel": channel}})
+
+    def tell(self, command: dict[str, Any]) -> None:
+        """Tells all processes something, this one too.
+
+        Raises:
+            BrokerUnavailable: They can't be told now.
+        """
         self._broker().publish(CHANNEL, ServerSentEvent(command), history=HISTORY)
 
     def _rest(self, now: float) -> bool:
-        if process.current().streams:
+        here = process.current()
+        if here.streams or here.detached:
             return True
         self._is_listening = False
         self._broker().emitter.off(CHANNEL, self._hear)
@@ -65,7 +75,11 @@ class Control:
 
     def _hear(self, event: ServerSentEvent) -> None:
         try:
-            wanted: dict[str, Any] = json.loads(event.data or "")["disconnect"]
+            command = json.loads(event.data or "")
+            if "cancel" in command:
+                self._cancel(command["cancel"])
+                return
+            wanted: dict[str, Any] = command["disconnect"]
         except (ValueError, KeyError, TypeError):
             # Of another version of ours, perhaps.
             log.warning("a command that this version doesn't know: %r", event.data)

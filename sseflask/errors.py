@@ -85,6 +85,18 @@ class BrokerUnavailable(SSEError):
         self.outcome = outcome
 
 
+class UnknownTask(SSEError, LookupError):
+    """There is no such task, or it ended so long ago that nobody remembers it.
+
+    Attributes:
+        task_id: What was given as its id.
+    """
+
+    def __init__(self, task_id: object) -> None:
+        super().__init__(f"there is no task {_shortened(task_id)}, or it ended so long ago that nobody remembers it")
+        self.task_id = task_id
+
+
 class TaskEnded(SSEError):
     """Something was to be published in the name of a task that has ended, or that isn't known. Nothing was published.
 

@@ -12,29 +12,31 @@ import time
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, ParamSpec, overload
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 from flask import Blueprint, Flask, Response, current_app, has_request_context, request
 from flask.sansio.app import App
 
-from . import auth, cli, process, signals, views
+from . import auth, cli, process, runs, signals, track, viewer, views
 from .auth import Authorize
 from .brokers import Broker, make_broker
 from .channel import Channel, checked_event, checked_name, one_name
-from .config import DEFAULTS, SECONDS, UNSET, Settings, StreamOptions, redacted
+from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions, redacted
 from .control import Control
 from .current import heartbeat
 from .emitter import EventEmitter, Listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent, to_event
 from .producer import release
-from .response import UNAVAILABLE, EventSourceResponse, SubscriptionResponse, last_event_id, refusal
+from .response import UNAVAILABLE, EventSourceResponse, SubscriptionResponse, last_event_id, refusal, wants_json
 from .stream import is_final_id
 from .subscription import Filter, Selection, Snapshot
+from .tasks import Task, Tasks
 
 log = logging.getLogger("sseflask.broker")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 #: The key of `app.extensions` under which an app's installation is found.
 KEY: Final = "sse"
@@ -57,6 +59,7 @@ class Installation:
         self._is_auto = settings.broker_url == "auto"
         self._brokers: dict[int, Broker] = {}
         self._controls: dict[int, Control] = {}
+        self._tasks: dict[int, Tasks] = {}
 
     @property
     def broker(self) -> Broker:
@@ -93,7 +96,20 @@ class Installation:
     @property
     def control(self) -> Control:
         """What this process tells the app's others, and hears from them."""
-        return self._controls.setdefault(os.getpid(), Control(lambda: self.broker))
+        made = Control(lambda: self.broker, self.tasks.hear_cancel)
+        return self._controls.setdefault(os.getpid(), made)
+
+    @property
+    def tasks(self) -> Tasks:
+        """The app's tasks, as this process sees them."""
+        tasks = self._tasks.get(os.getpid())
+        if tasks is None:
+            made = Tasks(self)
+            tasks = self._tasks.setdefault(os.getpid(), made)
+            if tasks is made:
+                made.lose["run"] = lambda record: runs.lose(made, record)
+                process.current().on_exit.insert(0, made.close)
+        return tasks
 
     @property
     def broker_in_use(self) -> Broker | None:
@@ -220,6 +236,9 @@ class SSE(Blueprint):
         lifecycle: bool | Mapping[str, Any] = ...,
         negotiate: bool = ...,
         g: tuple[str, ...] = ...,
+        coalesce: float | None = ...,
+        resumable: bool = ...,
+        detach_grace: float = ...,
     ) -> Callable[[Callable[P, Any]], Callable[P, Any]]: ...
 
     def stream(
@@ -234,6 +253,9 @@ class SSE(Blueprint):
         lifecycle: bool | Mapping[str, Any] = False,
         negotiate: bool = False,
         g: tuple[str, ...] = (),
+        coalesce: float | None = None,
+        resumable: bool = False,
+        detach_grace: float = DETACH_GRACE,
     ) -> Any:
         """Makes an event stream of what a view yields; used as `@sse.stream` or `@sse.stream(timeout=60)`, below the route.
 
@@ -251,6 +273,13 @@ class SSE(Blueprint):
                 comes back after that gets 204, which stops a browser's EventSource.
             negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
             g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
+            coalesce: Seconds within which texts that are yielded (a model's tokens) are joined to one event: nothing is reordered,
+                and the first text, and one after a pause, is sent at once. None joins nothing.
+            resumable: Whether the generator runs detached from its clients: one that loses its connection, or reloads the page and
+                asks with the last event's id, goes on after that event, on any worker, and the generator isn't run again. Its
+                events' ids are ours. All that it yields is kept until the history's seconds after its end, `SSE_RUN_BYTES` at the
+                most.
+            detach_grace: Seconds that a resumable generator goes on when its last client has left; then it is cancelled.
 
         Raises:
             InvalidSetting: An option has a value that it can't have.
@@ -264,8 +293,11 @@ class SSE(Blueprint):
             lifecycle=lifecycle,
             negotiate=negotiate,
             g=tuple_of(g),
+            coalesce=coalesce,
+            resumable=resumable,
+            detach_grace=detach_grace,
         )
-        decorate = functools.partial(_streaming, options=options)
+        decorate = functools.partial(_streaming, self, options=options)
         return decorate(view) if view is not None else decorate
 
     # Channels.
@@ -460,6 +492,99 @@ class SSE(Blueprint):
         key = str(client_key) if client_key is not None else None
         self.installation.control.disconnect(client_key=key, channel=name)
 
+    # Tasks.
+
+    def start(self, target: Callable[..., Any], /, *args: Any, channel: str | None = None, **kwargs: Any) -> Task:
+        """Starts work that goes on whether or not anybody watches: in its own greenlet, with its own app context.
+
+        What `target` yields is published to the task's channel; inside it, `sseflask.current_task` is the task. What it returns is
+        the result, of the event `task_completed`, which JSON must be able to express; if it raises, the task has failed.
+
+        Args:
+            target: A generator function, or any function.
+            args: What it is called with.
+            channel: The channel of the task's events. Without one the task has its own, which ends with it.
+            kwargs: What it is called with besides.
+
+        Returns:
+            The task.
+
+        Raises:
+            InvalidChannel: The channel can't have this name.
+            BrokerUnavailable: Nothing can be published now; nothing has been started.
+            RuntimeError: It is called from a native thread of a process whose greenlets it can't reach; or there is no app context,
+                and not exactly one app has this extension.
+        """
+        name = checked_name(channel) if channel is not None else None
+        return self.installation.tasks.start(self._app(), target, args, kwargs, channel=name)
+
+    def task(self, task_id: str) -> Task | None:
+        """A task, wherever it runs; None if there is none of this id, or it ended so long ago that nobody remembers it.
+
+        Raises:
+            BrokerUnavailable: The broker can't be asked now.
+        """
+        return self.installation.tasks.find(task_id)
+
+    def task_response(
+        self,
+        task_id: str,
+        *,
+        keepalive: float = UNSET,
+        timeout: float | None = UNSET,
+        retry: int | None = UNSET,
+        max_age: float | None = UNSET,
+    ) -> Response:
+        """A response that streams a task: where it stands, then its events, until it ends. On any worker.
+
+        Args:
+            task_id: The task's id.
+            keepalive: As for `subscribe`.
+            timeout: As for `subscribe`.
+            retry: As for `subscribe`.
+            max_age: As for `subscribe`.
+
+        Returns:
+            The response; 204 for a client that comes back to a task that has ended, and for one that ended longer ago than its
+            events are kept.
+
+        Raises:
+            UnknownTask: There is no such task; unless the app handles it, the client gets 404 in JSON.
+            InvalidSetting: An option has a value that it can't have.
+            BrokerUnavailable: The broker can't be asked now.
+        """
+        options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
+        installation = self.installation
+        try:
+            return viewer.answer(installation.tasks, task_id, options)
+        except BrokerUnavailable:
+            if installation.settings.refuse != "retry":
+                raise
+            return refusal(UNAVAILABLE, installation.settings)
+
+    def cancel(self, run_id: str) -> bool:
+        """Asks a resumable stream's run, or a task, to end, wherever it runs: its generator is interrupted.
+
+        Whoever knows the id of an event of a run may watch the run; whether they may also end it is for the view to say that calls
+        this.
+
+        Args:
+            run_id: The id of one of its events, what stands before its dash, or a task's id.
+
+        Returns:
+            Whether there was anything to ask: False if it has ended, or isn't known.
+
+        Raises:
+            BrokerUnavailable: It can't be asked now.
+        """
+        return self.installation.tasks.cancel(runs.run_of(run_id))
+
+    def each(
+        self, items: Iterable[T], process: Callable[[T], Any], event: str = "content", *, key: Callable[[T], object] | None = None
+    ) -> Iterator[ServerSentEvent]:
+        """Yields an event for each item, going on where one fails; see `sseflask.each`."""
+        return track.each(items, process, event, key=key)
+
     def check_count(self, channels: tuple[str, ...]) -> None:
         """Checks that a subscription to so many channels can be had.
 
@@ -588,7 +713,7 @@ def tuple_of(names: Any) -> Any:
     return tuple(names) if isinstance(names, list | set | frozenset) else names
 
 
-def _streaming(view: Callable[P, Any], *, options: StreamOptions) -> Callable[P, Any]:
+def _streaming(sse: SSE, view: Callable[P, Any], *, options: StreamOptions) -> Callable[P, Any]:
     if inspect.isasyncgenfunction(view):
         raise TypeError(
             f"{view.__qualname__} is an asynchronous generator function; @sse.stream takes a plain one (def, not async def)"
@@ -596,6 +721,8 @@ def _streaming(view: Callable[P, Any], *, options: StreamOptions) -> Callable[P,
 
     @functools.wraps(view)
     def streaming(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if options.resumable and not (options.negotiate and wants_json()):
+            return runs.answer(sse.installation.tasks, options, lambda: current_app.ensure_sync(view)(*args, **kwargs))
         if options.lifecycle and is_final_id(last_event_id()):
             return Response(status=204)
         result = current_app.ensure_sync(view)(*args, **kwargs)

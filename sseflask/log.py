@@ -16,6 +16,7 @@ from .decoder import EventDecoder
 from .event import ServerSentEvent
 
 _ID: Final = re.compile(r"([0-9a-f]{12})-(0|[1-9][0-9]{0,18})(-end)?")
+_RUN_ID: Final = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,18})(-end)?")
 
 #: Channels whose last sequence number is remembered after their entries have gone.
 REMEMBERED_CHANNELS: Final = 4096
@@ -50,6 +51,30 @@ class EventId:
     def parse(cls, text: str) -> EventId | None:
         """Reads an id of our own form; None for any other text."""
         match = _ID.fullmatch(text)
+        return cls(match[1], int(match[2]), match[3] is not None) if match else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RunId:
+    """A position in a resumable run: the ids of its events, which only those know who have seen one.
+
+    Attributes:
+        run: 32 random hexadecimal digits that name the run.
+        number: That of an event of the run; 0 is before the first.
+        final: Whether the run had ended with it.
+    """
+
+    run: str
+    number: int
+    final: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.run}-{self.number}-end" if self.final else f"{self.run}-{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> RunId | None:
+        """Reads an id of this form; None for any other text."""
+        match = _RUN_ID.fullmatch(text)
         return cls(match[1], int(match[2]), match[3] is not None) if match else None
 
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from gc import disable, enable, isenabled
 from typing import Any
 
@@ -113,6 +114,11 @@ def addresses(host: str, port: int) -> list[tuple[Any, ...]]:
     """As `socket.getaddrinfo` for stream sockets, for the calling native thread."""
     find: Any = _original("socket", "getaddrinfo") if is_apart() else socket.getaddrinfo
     return list(find(host, port, 0, socket.SOCK_STREAM))
+
+
+def start_thread(function: Callable[[], object]) -> None:
+    """Starts a native thread that doesn't keep the process alive, whatever gevent has patched."""
+    _original("_thread", "start_new_thread")(function, ())
 
 
 def thread_id() -> int:

@@ -17,7 +17,7 @@ from .brokers import Waker
 from .config import Settings
 from .state import CloseReason
 from .stream import Stream, call_all
-from .timer import Timer
+from .timer import Flusher, Timer
 from .waker import ThreadWaker
 
 log = logging.getLogger("sseflask.stream")
@@ -31,6 +31,7 @@ class Process:
 
     Attributes:
         streams: Those that are open, their producers' `finally` included.
+        detached: Those of tasks and resumable runs, which have no client of their own and go on while the others drain.
         draining: Whether the worker is stopping: streams that open now end at once.
         opened: Streams opened so far.
         closed: Streams closed so far, by reason.
@@ -43,6 +44,7 @@ class Process:
         directory: Where the processes of one server keep what they share, until it stops; None where there is no such place.
         on_exit: Called by the worker when its last stream has ended.
         workers: Processes that serve the same app beside this one, this one included, as far as known.
+        make_runner: Makes what runs a producer outside any request; None for a thread.
         run: Calls the callbacks of a closed stream. They may wait, which not every place may in which a stream's end is noticed.
     """
 
@@ -56,11 +58,14 @@ class Process:
         self.refused = 0
         self.stuck = 0
         self.counted: collections.Counter[str] = collections.Counter()
+        self.detached: set[Stream] = set()
         self.timer = Timer()
+        self.flusher = Flusher()
         self.waker: Waker = ThreadWaker()
         self.directory: Path | None = None
         self.on_exit: list[Callable[[], object]] = []
         self.workers = 1
+        self.make_runner: Callable[[], Any] | None = None
         self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
         self._clients: dict[str, int] = {}
         self._lock = native.Lock()
@@ -75,10 +80,7 @@ class Process:
         Returns:
             The name of the limit that leaves no room for it; None if there was room.
         """
-        limit = settings.max_streams
-        if limit is None:
-            soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            limit = max(soft - RESERVED_FILES, 1)
+        limit = most_streams(settings)
         with self._lock:
             if len(self.streams) >= limit:
                 return "SSE_MAX_STREAMS"
@@ -91,6 +93,20 @@ class Process:
         stream.keep_with(self)
         self.timer.schedule(stream)
         return None
+
+    def has_room_for_a_run(self, settings: Settings) -> bool:
+        """Whether another resumable run may begin: there may be as many as streams."""
+        return len(self.detached) < most_streams(settings)
+
+    def keep(self, stream: Stream) -> None:
+        """Keeps a stream that has no client of its own, until it is closed."""
+        self.detached.add(stream)
+        stream.keep_with(self)
+        self.timer.schedule(stream)
+
+    def flush_at(self, stream: Stream, due: float) -> None:
+        """Has what a stream holds back written at the monotonic second `due`."""
+        self.flusher.flush_at(stream, due)
 
     def schedule(self, stream: Stream) -> None:
         """Tells the timer that a stream may be due earlier than it was."""
@@ -121,6 +137,8 @@ class Process:
             "streams_stuck": self.stuck,
             "events_sent": self.events_sent + sum(stream.events_sent for stream in streams),
             "bytes_sent": self.bytes_sent + sum(stream.bytes_sent for stream in streams),
+            "detached": len(self.detached),
+            "events_refused": self.counted["events_refused"],
             "resets": self.counted["resets"],
             "slow_clients": self.counted["slow_clients"],
             "draining": self.draining,
@@ -131,6 +149,11 @@ class Process:
     def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
         """Counts a stream out, logs its end, and calls what waits for it."""
         reason = stream.reason or CloseReason.COMPLETED
+        if stream in self.detached:
+            self.detached.discard(stream)
+            self.timer.schedule(stream)
+            self.run(callbacks)
+            return
         with self._lock:
             self.streams.discard(stream)
             self.closed[reason] += 1
@@ -154,6 +177,14 @@ class Process:
             threading.Thread(target=call_all, args=(callbacks,), name="sseflask-callbacks", daemon=True).start()
         elif not self.waker.defer(lambda: call_all(callbacks)):
             call_all(callbacks)
+
+
+def most_streams(settings: Settings) -> int:
+    """The streams that a process may have open."""
+    if settings.max_streams is not None:
+        return settings.max_streams
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(soft - RESERVED_FILES, 1)
 
 
 def _log_end(stream: Stream, reason: CloseReason, seconds: float) -> None:

@@ -14,10 +14,9 @@ from typing import Any, Final, Protocol
 
 from flask import Response
 
-from .context import GeneratorContext
+from .context import GeneratorContext, TaskContext
 from .current import active
 from .errors import InvalidEvent, NoActiveStream, StreamClosed, StreamError
-from .event import encode_item
 from .handoff import Failure, Handoff
 from .state import CloseReason
 from .stream import Stream
@@ -76,32 +75,34 @@ class GeneratorProducer:
 
     __slots__ = ("_before_first", "_context", "_handoff", "_iterator", "_runner", "_running", "stream")
 
-    def __init__(self, stream: Stream, iterator: Iterator[Any], handoff: Handoff, context: GeneratorContext | None) -> None:
+    def __init__(
+        self, stream: Stream, iterator: Iterator[Any], handoff: Handoff | None, context: GeneratorContext | TaskContext | None
+    ) -> None:
         """Stores what it needs; nothing runs.
 
         Args:
             stream: Where the items go.
             iterator: The user's.
-            handoff: The stream's first sink, which can still turn an error into a response.
-            context: What the generator runs in; None outside a request.
+            handoff: What can still turn an error into a response: the first sink of the stream that opens; None where none does.
+            context: What the generator runs in; None outside any app.
         """
         self.stream = stream
         self._iterator = iterator
-        self._handoff: Handoff | None = handoff
+        self._handoff = handoff
         self._context = context
         self._runner: Runner | None = None
         self._running = False
         self._before_first: Callable[[], None] | None = None
 
-    def start(self, runner: Runner, response: Response) -> bool:
+    def start(self, runner: Runner, response: Response | None) -> bool:
         """Begins to run; False if the stream has ended before.
 
         Args:
             runner: What runs it.
-            response: Gets the session's cookie if the generator changes the session before its first event.
+            response: Gets the session's cookie if the generator changes the session before its first event; None where none opens.
         """
         self._runner = runner
-        if (context := self._context) is not None:
+        if (context := self._context) is not None and response is not None:
             self._before_first = lambda: context.save_session(response)
         if not self.stream.start(self):
             return False
@@ -198,7 +199,7 @@ class GeneratorProducer:
                 if self._before_first is not None:
                     before_first, self._before_first = self._before_first, None
                     before_first()
-                stream.write(encode_item(item))
+                stream.put(item)
                 runner.give_way(stream.last_write)
             except (StreamClosed, InvalidEvent, StreamError) as error:
                 problem = error

@@ -127,9 +127,9 @@ class EventSourceResponse(Response):
             options = StreamOptions(
                 keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age, lifecycle=lifecycle, negotiate=negotiate, g=g
             )
-        settings = settings_of(_app())
+        settings = settings_of(active_app())
         options = options.resolved(settings)
-        collects = options.negotiate and _wants_json()
+        collects = options.negotiate and wants_json()
         self._begin(
             lambda stream, handoff: GeneratorProducer(stream, iter(iterable), handoff, GeneratorContext.capture(options.g)),
             Collector(settings.run_bytes) if collects else Handoff(),
@@ -160,7 +160,7 @@ class EventSourceResponse(Response):
             handoff,
             options,
             settings,
-            app=_app(),
+            app=active_app(),
             path=request.path if has_request else "",
             last_event_id=last_event_id() if has_request else None,
             client=_client(settings) if has_request else None,
@@ -394,21 +394,29 @@ class SubscriptionResponse(EventSourceResponse):
             self.event_stream.expire_in(expires_in)
 
 
-def _app() -> Flask | None:
+def active_app() -> Flask | None:
+    """The current app; None outside any."""
     return current_app._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]
 
 
-def _client(settings: Settings) -> str | None:
-    """Who the client is: what the app's `sse.client_key` says, else its address where that is limited; None for a unix socket's."""
+def find_client() -> str | None:
+    """Who the client of the current request is, as the app's `sse.client_key` says; None where it doesn't."""
     installed = current_app.extensions.get("sse")
     find = installed.sse.find_client_key if installed is not None else None
-    if find is None and settings.max_streams_per_client is None:
-        return None
-    key = request.remote_addr if find is None else find()
+    key = find() if find is not None else None
     return str(key) if key else None
 
 
-def _wants_json() -> bool:
+def _client(settings: Settings) -> str | None:
+    """Who the client is: what the app says, else its address where that is limited; None for a unix socket's."""
+    installed = current_app.extensions.get("sse")
+    if installed is not None and installed.sse.find_client_key is not None:
+        return find_client()
+    return request.remote_addr or None if settings.max_streams_per_client is not None else None
+
+
+def wants_json() -> bool:
+    """Whether the client of the current request accepts JSON and no event stream."""
     if not has_request_context():
         return False
     accepted = request.accept_mimetypes

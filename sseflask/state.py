@@ -54,6 +54,12 @@ class CloseReason(enum.StrEnum):
     """The worker is stopping."""
     RESET = "reset"
     """The broker's log was replaced, and only a new request can show its client's snapshot again."""
+    CANCELLED = "cancelled"
+    """Its task, or its run, was asked to end."""
+    ABANDONED = "abandoned"
+    """Nobody has watched its run for longer than the run's `detach_grace`."""
+    CONCLUDED = "concluded"
+    """Its task was ended by somebody else than its own work."""
     REVOKED = "revoked"
     """The app has disconnected it, by `sse.disconnect`."""
     EXPIRED = "expired"
@@ -123,6 +129,9 @@ class Keeper(Protocol):
 
     def schedule(self, stream: Stream) -> None:
         """The stream may have become due earlier than it was, or is closed."""
+
+    def flush_at(self, stream: Stream, due: float) -> None:
+        """Has `Stream.flush` called at the monotonic second `due`, soon after it at the latest."""
 
     def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
         """The stream is closed; calls what waits for that."""

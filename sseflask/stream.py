@@ -10,6 +10,7 @@ import logging
 import math
 import random
 import secrets
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from typing import Any, Final
 from flask import Flask
 
 from . import native
+from .coalesce import Coalescer
 from .config import Settings, StreamOptions
 from .errors import EventTooLarge, InvalidEvent, StreamClosed, StreamError, StreamTimeout
-from .event import KEEPALIVE, ServerSentEvent, retry_frame, to_event
-from .log import EventId
+from .event import KEEPALIVE, ServerSentEvent, encode_item, retry_frame, to_event
+from .log import EventId, RunId
 from .state import TRANSITIONS, CloseReason, Keeper, Part, Producer, Sink, StreamState
 
 log = logging.getLogger("sseflask.stream")
@@ -37,7 +39,7 @@ BLOCKED_SECONDS: Final = 1.0
 
 def is_final_id(event_id: str | None) -> bool:
     """Whether an id is that of the last event of a finished stream, so that a reconnect with it is answered by 204."""
-    position = EventId.parse(event_id) if event_id is not None else None
+    position = (EventId.parse(event_id) or RunId.parse(event_id)) if event_id is not None else None
     return position is not None and position.final
 
 
@@ -61,6 +63,7 @@ class Stream:
     __slots__ = (
         "__weakref__",
         "_callbacks",
+        "_coalescer",
         "_deadline",
         "_ends_at",
         "_expires_at",
@@ -71,6 +74,7 @@ class Stream:
         "_opened",
         "_parts",
         "_producer",
+        "_putting",
         "_settings",
         "_silence",
         "_sink",
@@ -131,6 +135,11 @@ class Stream:
         self._interruption: StreamClosed | None = None
         self._timeout = options.timeout
         self._final = bool(options.lifecycle)
+        self._coalescer: Coalescer | None = None
+        if options.coalesce is not None:
+            self._coalescer = Coalescer(options.coalesce, max_event_bytes=settings.max_event_bytes)
+            # Who takes a text that has waited writes it before anybody takes the next.
+            self._putting = threading.Lock()
         # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
         self._silence = options.keepalive * random.uniform(0.8, 1.0)
         self._opened = time.time()
@@ -176,7 +185,7 @@ class Stream:
             InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
             StreamClosed: The stream has ended; raised once, later events are dropped.
         """
-        self.write(to_event(data, event=event, id=id, retry=retry).encode())
+        self.put(to_event(data, event=event, id=id, retry=retry))
 
     def heartbeat(self, seconds: float = 10) -> bool:
         """Puts the stream's deadline off, to `seconds` from now.
@@ -238,6 +247,38 @@ class Stream:
         if self._ends_at is not None:
             self._ends_at += delay
         return True
+
+    def put(self, item: Any) -> None:
+        """Sends what a generator yields; text perhaps a little later, together with what comes next.
+
+        Raises:
+            InvalidEvent: It can't be written.
+            StreamClosed: The stream has ended; raised once.
+        """
+        coalescer = self._coalescer
+        if coalescer is None:
+            self._write_item(item)
+            return
+        before = coalescer.due
+        with self._putting:
+            for ready in coalescer.add(item, time.monotonic()):
+                self._write_item(ready)
+        self._raise_if_ended()
+        if coalescer.due is not None and coalescer.due != before and self._keeper is not None:
+            self._keeper.flush_at(self, coalescer.due)
+
+    def flush(self) -> None:
+        """Sends the text that waits, if it can be sent without waiting."""
+        coalescer = self._coalescer
+        if coalescer is None or self.closed or self._sink.blocked_since is not None:
+            # The end sends it, or what comes next.
+            return
+        if self._putting.acquire(blocking=False):
+            try:
+                for ready in coalescer.take(time.monotonic()):
+                    self._write_item(ready, waits=False)
+            finally:
+                self._putting.release()
 
     def write(self, frame: bytes) -> None:
         """Hands one encoded event to the sink, and waits while the client doesn't keep up.
@@ -356,6 +397,8 @@ class Stream:
             if Part.PRODUCER in self._parts:
                 self._interruption = interruption
         self.last_write = time.monotonic()
+        if self._coalescer is not None:
+            last = self._take_waiting() + last
         if reason in (CloseReason.DISCONNECTED, CloseReason.LOST, CloseReason.SLOW):
             self._sink.abort()
         else:
@@ -369,6 +412,10 @@ class Stream:
     def drain(self) -> None:
         """Ends the stream because the worker stops; its client is told to come back after a jittered time."""
         self.end(CloseReason.SHUTDOWN, self._come_back(), StreamClosed(CloseReason.SHUTDOWN))
+
+    def stop(self) -> None:
+        """Ends the stream because the worker leaves, without a word to the client but that of its own end."""
+        self.end(CloseReason.SHUTDOWN, interruption=StreamClosed(CloseReason.SHUTDOWN))
 
     def discard(self, reason: CloseReason) -> None:
         """Ends a stream whose producer never began, without a word to the client."""
@@ -466,6 +513,23 @@ class Stream:
         """Tells a client to come back after a jittered time, so that not all do at once."""
         base = self._settings.retry if self._settings.retry is not None else 2000
         return retry_frame(int(base * random.uniform(0.5, 1.5)))
+
+    def _take_waiting(self) -> bytes:
+        """The text that waits, encoded."""
+        assert self._coalescer is not None
+        waiting = self._coalescer.take(self.last_write)
+        self.events_sent += len(waiting)
+        return b"".join([encode_item(text) for text in waiting])
+
+    def _write_item(self, item: Any, *, waits: bool = True) -> None:
+        """Writes one event, where `waits` as `write` does, else leaving it to the next write to wait and to raise."""
+        frame = encode_item(item)
+        if waits:
+            self.write(frame)
+        else:
+            self.sent(1, len(frame), time.monotonic())
+            if not self._sink.write(frame):
+                self._schedule()
 
     def _raise_if_ended(self) -> None:
         if self.closed:

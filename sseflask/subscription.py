@@ -38,16 +38,18 @@ class Selection:
         channels: The channels' names, each once.
         filter: Says of an event whether the client gets it; None for all.
         events: The names of the events that the client gets; None for all.
+        until: Says of an event whether it is the stream's last; None if only the channels' ends are.
     """
 
     channels: tuple[str, ...]
     filter: Filter | None = None
     events: frozenset[str] | None = None
+    until: Callable[[Entry], bool] | None = None
 
     @property
     def is_plain(self) -> bool:
         """Whether every client at the same cursor gets the same bytes."""
-        return len(self.channels) == 1 and self.filter is None and self.events is None
+        return len(self.channels) == 1 and self.filter is None and self.events is None and self.until is None
 
     def takes(self, entry: Entry) -> bool:
         """Whether the client gets an entry. Ends are never hidden."""
@@ -364,7 +366,7 @@ class Subscription:
                 self._skipped += 1
                 continue
             self._skipped = 0
-            is_over = entry.is_end and self._is_last_of(entry)
+            is_over = (entry.is_end and self._is_last_of(entry)) or (selection.until is not None and selection.until(entry))
             frames.append(entry.final_frame if is_over else entry.frame)
             if is_over:
                 break

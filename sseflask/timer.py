@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import math
 import threading
@@ -145,3 +147,37 @@ class Timer:
             self._warned = now
             text = "the timer woke %.1f s late: a blocking call, or work without a pause, kept every stream of this process waiting"
             log.warning(text, lag)
+
+
+class Flusher:
+    """Writes what streams hold back for moments, when its time has come.
+
+    It runs in a daemon thread, which is a greenlet where gevent has patched `threading`, from the first stream on.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Stream]] = []
+        self._numbers = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def flush_at(self, stream: Stream, due: float) -> None:
+        """Has `stream.flush` called at the monotonic second `due`, or soon after it."""
+        with self._changed:
+            heapq.heappush(self._due, (due, next(self._numbers), stream))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="sseflask-flusher", daemon=True)
+                self._thread.start()
+            elif self._due[0][2] is stream:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._due or (early := self._due[0][0] - time.monotonic()) > 0:
+                    self._changed.wait(early if self._due else None)
+                _, _, stream = heapq.heappop(self._due)
+            try:
+                stream.flush()
+            except Exception:
+                log.exception("what %r held back could not be written", stream)

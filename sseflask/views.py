@@ -10,16 +10,22 @@ from werkzeug.exceptions import HTTPException
 
 from . import auth, process
 from .channel import checked_name
-from .errors import BrokerUnavailable, EventTooLarge, InvalidChannel, InvalidEvent, InvalidSubscription, StreamError
+from .errors import (
+    BrokerUnavailable,
+    EventTooLarge,
+    InvalidChannel,
+    InvalidEvent,
+    InvalidSubscription,
+    StreamError,
+    TaskEnded,
+    UnknownTask,
+)
 from .event import ServerSentEvent, to_event
+from .runs import IDEMPOTENCY, MAX_KEY_LENGTH
 from .stream import error_data
 
 if TYPE_CHECKING:
     from .extension import SSE
-
-#: The header by which a client publishes the same event again, if it doesn't know whether it was published.
-IDEMPOTENCY = "Idempotency-Key"
-MAX_KEY_LENGTH = 200
 
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
@@ -79,6 +85,7 @@ def publish(sse: SSE, name: str) -> Response:
     own = request.max_content_length
     request.max_content_length = 6 * limit + 1024 if own is None else min(own, 6 * limit + 1024)
     event = _posted()
+    # Who doesn't know whether an event was published sends it again with the same key.
     key = request.headers.get(IDEMPOTENCY)
     if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
         return _refusal(400, f"{IDEMPOTENCY} has 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
@@ -122,4 +129,6 @@ ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     InvalidSubscription: lambda error: _refusal(400, str(error)),
     BrokerUnavailable: lambda error: _refusal(503, error.problem, outcome=error.outcome),
     StreamError: _stream_error,
+    UnknownTask: lambda error: _refusal(404, str(error)),
+    TaskEnded: lambda error: _refusal(409, str(error)),
 }

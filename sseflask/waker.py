@@ -28,7 +28,7 @@ class ThreadWaker:
         self._holder: int | None = None
         self._deferred: list[Callable[[], object]] = []
         self._home: int | None = None
-        self._posted: collections.deque[Channel] = collections.deque()
+        self._posted: collections.deque[Channel | Callable[[], object]] = collections.deque()
         self._bell: socket.socket | None = None
 
     def wake(self, channel: Channel) -> None:
@@ -70,6 +70,20 @@ class ThreadWaker:
         self._deferred.append(call)
         return True
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls a function where streams run: here, unless this is another native thread of a patched process.
+
+        Raises:
+            RuntimeError: It is, and no stream has run yet.
+        """
+        if not native.is_apart():
+            function()
+        elif self._bell is None:
+            raise RuntimeError("no stream runs in this process yet: start it from where requests are served")
+        else:
+            self._posted.append(function)
+            native.send(self._bell, b"!")
+
     def give_way(self) -> bool:
         """Lets the threads or greenlets that take events run."""
         if self._bell is not None and native.thread_id() != self._home:
@@ -93,4 +107,15 @@ class ThreadWaker:
     def _answer(self, bell: socket.socket) -> None:
         while bell.recv(4096):
             while self._posted:
-                self.wake(self._posted.popleft())
+                posted = self._posted.popleft()
+                if isinstance(posted, Channel):
+                    self.wake(posted)
+                else:
+                    _call(posted)
+
+
+def _call(function: Callable[[], object]) -> None:
+    try:
+        function()
+    except Exception:
+        log.exception("a call from another thread failed")

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sseflask"
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("event",),
-    ("decoder",),
+    ("coalesce", "decoder"),
     ("log",),
     ("config",),
     ("native",),
@@ -32,9 +32,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("context", "handoff"),
     ("producer",),
     ("response",),
-    ("worker",),
+    ("detached", "lease", "worker"),
     ("tasks",),
-    ("auth", "control"),
+    ("auth", "control", "runs", "track", "viewer"),
     ("cli", "views"),
     ("extension",),
     ("metrics", "client", "testing", "publisher", "compat"),
@@ -47,7 +47,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WORKERS_OWN = {"gevent", "gunicorn"}
 
 # The core never waits (STYLE 1).
-CORE = ("event", "decoder", "log")
+CORE = ("event", "coalesce", "decoder", "log")
 NOT_IN_CORE = {
     "asyncio",
     "flask",

@@ -38,6 +38,13 @@ class Waker(Protocol):
         """Calls later what may wait, if the caller is in the middle of a stream's sending. Returns whether it is."""
         ...
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls a function where streams run, soon; it may not wait there.
+
+        Raises:
+            RuntimeError: The calling native thread can't reach the one where streams run.
+        """
+
     def give_way(self) -> bool:
         """Lets the streams run for a moment. Returns False where that can't be done."""
         ...
@@ -58,9 +65,11 @@ class Broker(abc.ABC):
         waker: Tells streams of new entries.
         published: Events published by this process.
         tasks: The records of tasks.
+        is_shared: Whether other processes may publish through it too.
     """
 
     tasks: TaskStore
+    is_shared = False
 
     def __init__(self, log: Log, waker: Waker, keep: Keep) -> None:
         """Stores what it needs.
@@ -138,6 +147,14 @@ class Broker(abc.ABC):
         with self.emitter.lock:
             found = self.emitter.find(channel)
             return len(found.subscribers) if found is not None else 0
+
+    def counts(self, channels: Collection[str]) -> dict[str, int]:
+        """`count` for several channels.
+
+        Raises:
+            BrokerUnavailable: The others' can't be known now.
+        """
+        return {channel: self.count(channel) for channel in channels}
 
     def close(self) -> None:  # noqa: B027
         """Lets go of connections and threads; a second call does nothing."""

@@ -39,6 +39,8 @@ class SharedBroker(Broker):
     an outage or a slow reading, the store is asked for it; only if it has it no more are streams told that something is gone.
     """
 
+    is_shared = True
+
     def __init__(
         self,
         store: Store,
@@ -187,9 +189,16 @@ class SharedBroker(Broker):
 
     def count(self, channel: str) -> int:
         """The streams that a channel has, in this process and, as of some seconds ago, in all others."""
+        return self.counts([channel])[channel]
+
+    def counts(self, channels: Collection[str]) -> dict[str, int]:
+        """`count` for several channels."""
+        found = self.store.counts(channels)
         # What this process has reported, and hasn't any more, isn't another's.
-        others = self.store.counts([channel]).get(channel, 0) - self._reported.get(channel, 0)
-        return super().count(channel) + max(others, 0)
+        return {
+            channel: super(SharedBroker, self).count(channel) + max(found.get(channel, 0) - self._reported.get(channel, 0), 0)
+            for channel in channels
+        }
 
     def close(self) -> None:
         """Lets go of connections and threads; a second call does nothing."""

@@ -124,7 +124,7 @@ class TaskStore(Protocol):
         ...
 
     def renew(self, task_ids: Collection[str]) -> Mapping[str, Lease]:
-        """Says that these are still worked on, and learns where they stand; those that aren't known are missing."""
+        """Says that these are worked on: a pending one is running then. Learns where they stand; unknown ones are missing."""
         ...
 
     def beats(self) -> Mapping[str, int]:
@@ -187,6 +187,8 @@ class MemoryTasks:
                 if (record := self._records.get(task_id)) is not None:
                     if task_id in self._beats:
                         self._beats[task_id] += 1
+                    if record.state is TaskState.PENDING:
+                        record = self._records[task_id] = dataclasses.replace(record, state=TaskState.RUNNING)
                     found[task_id] = Lease(record.state, record.is_cancel_asked)
             return found
 
@@ -226,9 +228,7 @@ class MemoryTasks:
         """Drops the parts of what ended long ago, and what ended very long ago."""
         while self._shown and now - next(iter(self._shown.values())) > self._seconds:
             del self._parts[self._shown.popitem(last=False)[0]]
-        while self._ended and (
-            len(self._ended) > REMEMBERED_TASKS or now - next(iter(self._ended.values())) > REMEMBERED_SECONDS
-        ):
+        while self._ended and (len(self._ended) > REMEMBERED_TASKS or now - next(iter(self._ended.values())) > REMEMBERED_SECONDS):
             task_id, _ = self._ended.popitem(last=False)
             del self._records[task_id]
             if self._shown.pop(task_id, None) is not None:

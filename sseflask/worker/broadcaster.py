@@ -35,6 +35,8 @@ class Broadcaster:
         self._due: collections.deque[Channel] = collections.deque()
         # Streams that had more to send than there was time for.
         self._behind: collections.deque[Subscriber] = collections.deque()
+        # What another native thread wants to be called here.
+        self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._is_sending = False
         # When a publisher was first seen in a turn of the loop.
         self._iteration = -1
@@ -67,6 +69,14 @@ class Broadcaster:
         """Does nothing: under `StreamWorker` what may wait has a greenlet of its own."""
         return False
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Calls a function in the hub's native thread: here if this is it, else soon, in a greenlet of its own."""
+        if native.thread_id() == self._home:
+            function()
+        else:
+            self._calls.append(function)
+            self._bell.send()
+
     def give_way(self) -> bool:
         """Lets the broadcaster, and all others, run."""
         if native.thread_id() != self._home:
@@ -92,6 +102,8 @@ class Broadcaster:
         while True:
             self._called.wait()
             self._called.clear()
+            while self._calls:
+                gevent.spawn_raw(self._calls.popleft())
             self._is_sending = True
             since = time.monotonic()
             while self._due or self._behind:

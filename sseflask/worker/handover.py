@@ -136,7 +136,7 @@ class Handover:
 
     def runner(self) -> Runner:
         """A greenlet, also for streams whose sockets can't be taken."""
-        return GreenletRunner(self._application.turn)
+        return self._application.runner()
 
     def offer(self) -> None:
         """Says that the response about to start is a stream."""
@@ -194,6 +194,10 @@ class StreamApplication:
         self.poller = poller
         self.turn = Turn()
         self._entrance = Entrance()
+
+    def runner(self) -> Runner:
+        """A greenlet for a producer."""
+        return GreenletRunner(self.turn)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serves a request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import random
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ WATCH_SECONDS = 0.05
 SPREAD = 0.9
 #: Seconds after `SSE_DRAIN_SECONDS` for clients to close their side of what has ended; a slow one could lose its last bytes else.
 LINGER_SECONDS = 0.5
+#: The part of gunicorn's `graceful_timeout` for which tasks and resumable runs go on; the rest is for their `finally`.
+WORK_ON: Final = 0.8
 
 #: Connections that are accepted in one turn of the loop; gevent's 100 keep it for a tenth of a second when thousands come back.
 ACCEPTS_PER_TURN: Final = 10
@@ -87,7 +90,9 @@ class StreamWorker(GeventWorker):
             logger.setLevel(self.log.error_log.level or logging.INFO)
         self._drain_began: float | None = None
         application: Any = self.wsgi
-        self.wsgi: Any = StreamApplication(application, self._poller)
+        streams = StreamApplication(application, self._poller)
+        self.wsgi: Any = streams
+        here.make_runner = streams.runner
         # What is loaded stays: with it out of the way a full collection among thousands of streams takes a fraction of the time.
         gc.collect()
         gc.freeze()
@@ -119,11 +124,18 @@ class StreamWorker(GeventWorker):
 
     def _wait_for_streams(self) -> None:
         began = self._drain_began if self._drain_began is not None else time.monotonic()
-        streams = process.current().streams
+        here = process.current()
+        streams, detached = here.streams, here.detached
         lingers_until = began + self._drain_seconds + LINGER_SECONDS
-        while streams or (len(self._poller) and time.monotonic() < lingers_until):
-            if time.monotonic() >= began + self.cfg.graceful_timeout:
+        stops_at = began + self.cfg.graceful_timeout * WORK_ON
+        while streams or detached or (len(self._poller) and time.monotonic() < lingers_until):
+            now = time.monotonic()
+            if now >= began + self.cfg.graceful_timeout:
                 break
+            if now >= stops_at:
+                stops_at = math.inf
+                for stream in list(detached):
+                    stream.stop()
             self.notify()
             gevent.sleep(WATCH_SECONDS)
         if streams:
