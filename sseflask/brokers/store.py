@@ -21,8 +21,8 @@ class Publication:
         name: The event's name; None for none.
         user_id: The id that the publisher chose; None for the store's.
         is_end: Whether the event closes the channel.
-        history: Entries that the channel keeps from here on, if it differs from the others; None leaves it as it is. With `KEEP_ALL`
-            it keeps all, whatever their age and size, until it ends, and for the history's seconds after that.
+        history: Entries that the channel keeps from here on, if it differs from the others; None leaves it as it is. With
+            `KEEP_ALL` it keeps all, whatever their age and size, until it ends, and for the history's seconds after that.
         task: The task in whose name it is made, and what changes of it; None for none.
         token: Names this publish; the store stores one with the same token within 60 s only once.
     """

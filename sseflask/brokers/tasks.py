@@ -226,9 +226,7 @@ class MemoryTasks:
         """Drops the parts of what ended long ago, and what ended very long ago."""
         while self._shown and now - next(iter(self._shown.values())) > self._seconds:
             del self._parts[self._shown.popitem(last=False)[0]]
-        while self._ended and (
-            len(self._ended) > REMEMBERED_TASKS or now - next(iter(self._ended.values())) > REMEMBERED_SECONDS
-        ):
+        while self._ended and (len(self._ended) > REMEMBERED_TASKS or now - next(iter(self._ended.values())) > REMEMBERED_SECONDS):
             task_id, _ = self._ended.popitem(last=False)
             del self._records[task_id]
             if self._shown.pop(task_id, None) is not None:
