@@ -312,6 +312,8 @@ class Log:
         self._channels: dict[str, ChannelLog] = {}
         # Those that have entries, in the order of their last one: in which they expire and give way.
         self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
+        # Those that keep all and haven't ended, which do neither; in the order of their last entry too.
+        self._whole: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
         # Of channels without a ring: the number of the last entry, and whether that was an end.
         self._remembered: collections.OrderedDict[str, tuple[int, bool]] = collections.OrderedDict()
         # The rings that may hold batches, which don't count against the bytes: they live until the next `expire`.
@@ -358,6 +360,7 @@ class Log:
         self.seq = seq
         if history is not None:
             log.limit = history
+            self._whole.pop(channel, None)
         log.append(entry)
         if log.limit >= KEEP_ALL:
             self._keep(log, now)
@@ -420,6 +423,7 @@ class Log:
         # New ones: who still reads of the last life keeps its rings.
         self._channels = {}
         self._filled = collections.OrderedDict()
+        self._whole = collections.OrderedDict()
         self._remembered = collections.OrderedDict()
         self._batched = set()
         self._id_line = f"id: {epoch}-".encode()
@@ -447,6 +451,11 @@ class Log:
         if ring.limit >= KEEP_ALL or self.size * 2 < self._bytes:
             return ring.limit
         return max(len(ring.entries), 1)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there are no entries that can become too old."""
+        return not self.size and not self._whole
 
     def names(self) -> list[str]:
         """The channels that have a ring."""
@@ -512,6 +521,15 @@ class Log:
                 return
             self._empty(log)
 
+    def silent(self, oldest: float) -> list[str]:
+        """The channels that keep all, haven't ended, and have had no entry since the second `oldest`."""
+        return [log.name for log in itertools.takewhile(lambda log: log.entries[-1].at < oldest, self._whole.values())]
+
+    def give_up(self, channel: str) -> None:
+        """Forgets the entries of a channel, whatever it keeps."""
+        if (log := self._channels.get(channel)) is not None:
+            self._empty(log)
+
     def _place(self, entry: Entry, log: ChannelLog, now: float) -> None:
         if entry.history is not None:
             log.limit = entry.history
@@ -527,12 +545,14 @@ class Log:
             while log.entries and log.entries[0].at < oldest:
                 log.drop_first()
         elif not log.ended:
-            # It neither expires nor gives way.
             self._uncount(log)
+            self._whole[log.name] = log
             return
         if not log.entries:
             self._uncount(log)
             return
+        if self._whole:
+            self._whole.pop(log.name, None)
         self.size += log.size - log.counted
         log.counted = log.size
         if log.name not in self._filled:
@@ -542,8 +562,9 @@ class Log:
             self._make_room()
 
     def _uncount(self, log: ChannelLog) -> None:
-        """Takes a ring from among those that expire and give way."""
+        """Takes a ring from among those that have entries, which count against the bytes of all."""
         self._filled.pop(log.name, None)
+        self._whole.pop(log.name, None)
         self.size -= log.counted
         log.counted = 0
 
