@@ -5,9 +5,11 @@ No IO, no clock, no lock: time is an argument, and the caller sees to it that on
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import heapq
+import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
@@ -26,6 +28,8 @@ BATCH_BYTES: Final = 128 * 1024
 KEPT_BATCHES: Final = 8
 #: Bytes that an entry takes besides its frame, about; counted, so that many small events are bounded too.
 ENTRY_BYTES: Final = 200
+#: Entries from the end of a ring within which a cursor is looked for one by one.
+NEAR: Final = 64
 #: The limit of a channel that keeps all its entries until it has ended, and then until the last is too old.
 KEEP_ALL: Final = 1 << 30
 
@@ -90,12 +94,22 @@ class Entry:
         user_id: The id that its publisher chose, None for ours.
         is_end: Whether it closes its channel.
         at: The second at which it was appended.
+        history: Entries that its channel keeps from it on, where a store says so with it; None leaves that as it is.
     """
 
-    __slots__ = ("_event", "at", "channel", "frame", "is_end", "name", "prev", "seq", "user_id")
+    __slots__ = ("_event", "at", "channel", "frame", "history", "is_end", "name", "prev", "seq", "user_id")
 
     def __init__(
-        self, seq: int, prev: int, channel: str, frame: bytes, name: str | None, user_id: str | None, is_end: bool, at: float
+        self,
+        seq: int,
+        prev: int,
+        channel: str,
+        frame: bytes,
+        name: str | None,
+        user_id: str | None,
+        is_end: bool,
+        at: float,
+        history: int | None = None,
     ) -> None:
         self.seq = seq
         self.prev = prev
@@ -105,6 +119,7 @@ class Entry:
         self.user_id = user_id
         self.is_end = is_end
         self.at = at
+        self.history = history
         self._event: ServerSentEvent | None = None
 
     @property
@@ -163,18 +178,20 @@ class ChannelLog:
         last: The number of its last entry ever, or what stands for it where that isn't known; the cursor of who has all.
         limit: How many entries it keeps; `KEEP_ALL` for all, whatever their age and size, until it has ended.
         size: The bytes that they take, about.
+        counted: Those of them that count against the bytes of all channels.
         ended: Whether the last entry closed the channel.
         held: Whether somebody listens: the ring stays then, though it be empty.
         is_whole: Whether it has all that a store, which other processes share, retains of the channel.
     """
 
-    __slots__ = ("_batched", "_batches", "ended", "entries", "held", "is_whole", "last", "limit", "name", "size")
+    __slots__ = ("_batched", "_batches", "counted", "ended", "entries", "held", "is_whole", "last", "limit", "name", "size")
 
     def __init__(self, name: str, last: int, limit: int, *, ended: bool = False, batched: set[ChannelLog] | None = None) -> None:
         self.name = name
         self.last = last
         self.limit = limit
         self.size = 0
+        self.counted = 0
         self.ended = ended
         self.held = False
         self.is_whole = False
@@ -234,13 +251,7 @@ class ChannelLog:
 
     def after(self, cursor: int) -> list[Entry]:
         """The entries after `cursor`, oldest first."""
-        found: list[Entry] = []
-        for entry in reversed(self.entries):
-            if entry.seq <= cursor:
-                break
-            found.append(entry)
-        found.reverse()
-        return found
+        return list(self._after(cursor))
 
     def joined(self, cursor: int) -> Batch | None:
         """The batch that was last made for `cursor`, if it still holds all; needs no lock."""
@@ -250,7 +261,7 @@ class ChannelLog:
         """What lies after `cursor`, as much as goes into one write and not beyond an end; None if nothing does."""
         taken: list[Entry] = []
         size = 0
-        for entry in self.after(cursor):
+        for entry in self._after(cursor):
             size += len(entry.frame)
             if taken and size > BATCH_BYTES:
                 break
@@ -269,6 +280,19 @@ class ChannelLog:
     def forget_batches(self) -> None:
         """Lets go of the batches that were made for clients at some cursors."""
         self._batches = {}
+
+    def _after(self, cursor: int) -> Iterable[Entry]:
+        entries = self.entries
+        if len(entries) > NEAR and entries[-NEAR].seq > cursor:
+            # Who reads much of a long ring does so in many batches: each passes over what came before at no cost to speak of.
+            return itertools.islice(entries, bisect.bisect_right(entries, cursor, key=_number), None)
+        found: list[Entry] = []
+        for entry in reversed(entries):
+            if entry.seq <= cursor:
+                break
+            found.append(entry)
+        found.reverse()
+        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -313,6 +337,8 @@ class Log:
         self._channels: dict[str, ChannelLog] = {}
         # Those that have entries, in the order of their last one: in which they expire and give way.
         self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
+        # Those that keep all and haven't ended, which do neither; in the order of their last entry too.
+        self._whole: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
         # Of channels without a ring: the number of the last entry, and whether that was an end.
         self._remembered: collections.OrderedDict[str, tuple[int, bool]] = collections.OrderedDict()
         # The rings that may hold batches, which don't count against the bytes: they live until the next `expire`.
@@ -359,15 +385,16 @@ class Log:
         self.seq = seq
         if history is not None:
             log.limit = history
-        before = log.size
+            self._whole.pop(channel, None)
         log.append(entry)
         if log.limit >= KEEP_ALL:
-            self._keep(log, before, now)
+            self._keep(log, now)
             return entry
         oldest = now - self._seconds
         while log.entries[0].at < oldest:
             log.drop_first()
-        self.size += log.size - before
+        self.size += log.size - log.counted
+        log.counted = log.size
         filled = self._filled
         filled[channel] = log
         filled.move_to_end(channel)
@@ -401,12 +428,17 @@ class Log:
         log = self._channels.get(name)
         if log is None:
             log = self._channels[name] = ChannelLog(name, last, limit, ended=ended, batched=self._batched)
-        before = log.size
         log.limit = limit
         log.prepend(entries)
         log.is_whole = log.is_whole or is_whole
-        self._keep(log, before, now)
+        self._keep(log, now)
         return log
+
+    def skip(self, log: ChannelLog, last: int, *, ended: bool, limit: int) -> None:
+        """Says that a channel, which keeps so many entries, had some up to `last` that nobody can read any more."""
+        self._uncount(log)
+        log.limit = limit
+        log.skip_to(last, ended=ended)
 
     def renew(self, epoch: str, seq: int) -> None:
         """Begins another life, in which a store's log stands at `seq`; what rings there were are of the last one."""
@@ -416,6 +448,7 @@ class Log:
         # New ones: who still reads of the last life keeps its rings.
         self._channels = {}
         self._filled = collections.OrderedDict()
+        self._whole = collections.OrderedDict()
         self._remembered = collections.OrderedDict()
         self._batched = set()
         self._id_line = f"id: {epoch}-".encode()
@@ -423,8 +456,8 @@ class Log:
     def drop(self, channel: str) -> None:
         """Lets go of a ring that is no longer fed."""
         log = self._channels.pop(channel, None)
-        if log is not None and self._filled.pop(channel, None) is not None:
-            self.size -= log.size
+        if log is not None:
+            self._uncount(log)
 
     def channel(self, name: str) -> ChannelLog:
         """The ring of a channel, made if there is none."""
@@ -440,7 +473,14 @@ class Log:
 
     def capacity(self, ring: ChannelLog) -> int:
         """How many entries a ring may be expected to keep: its limit, or what it has if the bytes are more than half used."""
-        return ring.limit if self.size * 2 < self._bytes else max(len(ring.entries), 1)
+        if ring.limit >= KEEP_ALL or self.size * 2 < self._bytes:
+            return ring.limit
+        return max(len(ring.entries), 1)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there are no entries that can become too old."""
+        return not self.size and not self._whole
 
     def names(self) -> list[str]:
         """The channels that have a ring."""
@@ -506,39 +546,52 @@ class Log:
                 return
             self._empty(log)
 
+    def silent(self, oldest: float) -> list[str]:
+        """The channels that keep all, haven't ended, and have had no entry since the second `oldest`."""
+        return [log.name for log in itertools.takewhile(lambda log: log.entries[-1].at < oldest, self._whole.values())]
+
+    def give_up(self, channel: str) -> None:
+        """Forgets the entries of a channel, whatever it keeps."""
+        if (log := self._channels.get(channel)) is not None:
+            self._empty(log)
+
     def _place(self, entry: Entry, log: ChannelLog, now: float) -> None:
-        before = log.size
+        if entry.history is not None:
+            log.limit = entry.history
         log.append(entry)
         self._filled[entry.channel] = log
         self._filled.move_to_end(entry.channel)
-        self._keep(log, before, now)
+        self._keep(log, now)
 
-    def _keep(self, log: ChannelLog, before: int, now: float) -> None:
+    def _keep(self, log: ChannelLog, now: float) -> None:
         """Counts what a ring has grown by, and sees to the bounds."""
-        if log.limit >= KEEP_ALL:
-            self._keep_whole(log, before)
+        if log.limit < KEEP_ALL:
+            oldest = now - self._seconds
+            while log.entries and log.entries[0].at < oldest:
+                log.drop_first()
+        elif not log.ended:
+            self._uncount(log)
+            self._whole[log.name] = log
             return
-        oldest = now - self._seconds
-        while log.entries and log.entries[0].at < oldest:
-            log.drop_first()
-        self.size += log.size - before
         if not log.entries:
-            self._filled.pop(log.name, None)
-        elif log.name not in self._filled:
+            self._uncount(log)
+            return
+        if self._whole:
+            self._whole.pop(log.name, None)
+        self.size += log.size - log.counted
+        log.counted = log.size
+        if log.name not in self._filled:
             self._filled[log.name] = log
             self._filled.move_to_end(log.name, last=False)
         if self.size > self._bytes:
             self._make_room()
 
-    def _keep_whole(self, log: ChannelLog, before: int) -> None:
-        """Counts a ring that keeps all: before it has ended not at all, so that it neither expires nor gives way."""
-        was_counted = self._filled.pop(log.name, None) is not None
-        self.size -= before if was_counted else 0
-        if log.ended and log.entries:
-            self.size += log.size
-            self._filled[log.name] = log
-            if self.size > self._bytes:
-                self._make_room()
+    def _uncount(self, log: ChannelLog) -> None:
+        """Takes a ring from among those that have entries, which count against the bytes of all."""
+        self._filled.pop(log.name, None)
+        self._whole.pop(log.name, None)
+        self.size -= log.counted
+        log.counted = 0
 
     def _entries(self, channels: Iterable[str]) -> Iterator[Entry]:
         for name in dict.fromkeys(channels):
@@ -550,9 +603,9 @@ class Log:
             log = next(iter(self._filled.values()))
             log.is_whole = False
             if len(log.entries) > 1:
-                before = log.size
                 log.drop_first()
-                self.size += log.size - before
+                self.size += log.size - log.counted
+                log.counted = log.size
             elif len(self._filled) > 1:
                 self._empty(log)
             else:
@@ -560,9 +613,8 @@ class Log:
                 return
 
     def _empty(self, log: ChannelLog) -> None:
-        self.size -= log.size
+        self._uncount(log)
         log.clear()
-        del self._filled[log.name]
         if not log.held:
             self._forget(log)
 

@@ -189,7 +189,7 @@ class Broker(abc.ABC):
         """Forgets what is too old at the monotonic second `now`. Returns whether anything is left that can become so."""
         with self.emitter.lock:
             self.log.expire(now)
-            self._is_kept = self.log.size > 0
+            self._is_kept = not self.log.is_idle
             return self._is_kept
 
     def _tell(self, found: Channel | None) -> None:

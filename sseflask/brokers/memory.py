@@ -13,7 +13,7 @@ from sseflask.event import ServerSentEvent
 from sseflask.log import Log
 
 from .base import Broker, Keep, Waker
-from .tasks import MemoryTasks, TaskChange
+from .tasks import REMEMBERED_SECONDS, MemoryTasks, TaskChange
 
 #: Seconds that the token of a publish is remembered.
 TOKEN_SECONDS: Final = 60.0
@@ -81,6 +81,9 @@ class MemoryBroker(Broker):
         """Forgets what is too old, tokens too."""
         with self.emitter.lock:
             self._forget_tokens(now)
+            for channel in self.log.silent(now - REMEMBERED_SECONDS):
+                if not self.tasks.is_worked_on(channel, now):
+                    self.log.give_up(channel)
         # A token is forgotten with the next one, if nothing else is left to see to.
         return super().expire(now)
 

@@ -21,7 +21,9 @@ from . import redis_script
 from .redis_connection import Endpoint, Pool
 from .redis_follower import RedisFollower
 from .redis_script import Script
+from .redis_tasks import RedisTasks
 from .store import Feed, Head, Publication, Reading, Stored
+from .tasks import TaskStore
 
 #: Seconds that a channel's stream outlives the time for which its last entry is kept: clients come back a little late.
 STREAM_MARGIN: Final = 30
@@ -40,6 +42,7 @@ class RedisStore:
 
     Attributes:
         url: Its URL without a password.
+        tasks: The records of tasks, in the same Redis.
     """
 
     def __init__(self, url: str, *, prefix: str = "sseflask", history: int, history_seconds: float, timeout: float) -> None:
@@ -67,6 +70,8 @@ class RedisStore:
         self._tokens = f"{prefix}token:"
         self._reports = f"{prefix}reports"
         self._report = f"{prefix}report:"
+        self._tasks = RedisTasks(self._run, prefix=prefix)
+        self.tasks: TaskStore = self._tasks
         # By process, and by what may share them there.
         self._pools: dict[tuple[int, bool], Pool] = {}
 
@@ -76,9 +81,10 @@ class RedisStore:
     def publish(self, publication: Publication) -> Stored:
         """Numbers an event and keeps it; see `Store.publish`. Tries again within its time, which stores it once."""
         channel = publication.channel
-        event_id, is_new = self._run(
+        task_keys, task_arguments = self._tasks.published(publication.task) if publication.task is not None else ((), ())
+        event_id, is_new, *refused = self._run(
             redis_script.PUBLISH,
-            (*self._log_keys, self._streams + channel, self._tokens + publication.token),
+            (*self._log_keys, self._streams + channel, self._tokens + publication.token, *task_keys),
             (
                 channel,
                 self._endpoint.live + channel,
@@ -90,9 +96,10 @@ class RedisStore:
                 self._seconds,
                 REMEMBERED_CHANNELS,
                 self._streams,
+                *task_arguments,
             ),
         )
-        return Stored(event_id.decode(), bool(is_new))
+        return Stored(event_id.decode(), bool(is_new), refused[0].decode() if refused else None)
 
     def head(self) -> Head:
         """Where the log stands now; see `Store.head`."""

@@ -9,6 +9,9 @@ All keys begin with one hash tag, so that a cluster keeps them on one node:
     {prefix}:token:<token>     the id that a publish was given
     {prefix}:reports           sorted set: process by the second at which its report expires
     {prefix}:report:<process>  hash: channel -> streams
+    {prefix}:task:<id>         hash: channel, facts, state, cancel ("1" where it was asked to end), nonce (of who began it)
+    {prefix}:parts:<id>        hash: part -> seq and packed entry; it is there, with an empty field, as long as they are kept
+    {prefix}:tasks             sorted set: unfinished tasks by their beats, which are also the milliseconds of the last, about
 
 Pub/Sub knows no database numbers: its channels carry the database's.
 """
@@ -20,9 +23,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sseflask.log import Entry
+from sseflask.log import KEEP_ALL, Entry
 
 from .store import Publication
+from .tasks import REMEMBERED_SECONDS, TaskState
 
 #: Seconds that the token of a publish is remembered.
 TOKEN_SECONDS: Final = 60
@@ -30,12 +34,16 @@ TOKEN_SECONDS: Final = 60
 _IS_END: Final = 1
 _HAS_NAME: Final = 2
 _HAS_USER_ID: Final = 4
-#: The flags, and the lengths of the name and of the publisher's id, which follow; the body is the rest.
+_HAS_HISTORY: Final = 8
+#: The flags, and the lengths of the name and of the publisher's id. The history follows, if it has one; then these; then the body.
 _PACKED: Final = struct.Struct(">BII")
+_HISTORY: Final = struct.Struct(">I")
 #: Epoch, seq, prev; the packed entry follows.
 _LIVE: Final = struct.Struct(">12sQQ")
 #: Epoch, seq.
 _LIFE: Final = struct.Struct(">12sQ")
+#: What stands before the packed entry of a part.
+_SEQ: Final = struct.Struct(">Q")
 
 
 class Script:
@@ -49,10 +57,19 @@ class Script:
         self.name = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 
-# KEYS: meta, channels, order. ARGV: the server's run id, "1" where a restart loses nothing, an epoch to begin, the control channel.
-_LIFE_FUNCTION: Final = """
+_NUMBER_FUNCTIONS: Final = """
 local function text(number) return string.format('%.0f', number) end
 
+local function milliseconds()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+"""
+
+# KEYS: meta, channels, order. ARGV: the server's run id, "1" where a restart loses nothing, an epoch to begin, the control channel.
+_LIFE_FUNCTION: Final = (
+    _NUMBER_FUNCTIONS
+    + """
 local function life()
   local found = redis.call('HMGET', KEYS[1], 'epoch', 'run', 'seq', 'floor')
   local epoch, seq, floor = found[1], tonumber(found[3] or 0), tonumber(found[4] or 0)
@@ -69,23 +86,59 @@ local function life()
   redis.call('PUBLISH', ARGV[4], ARGV[3] .. struct.pack('>I8', seq))
   return ARGV[3], seq, floor
 end
+"""
+)
 
-local function milliseconds()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
+_FINAL_TABLE: Final = f"""
+local final = {{{", ".join(f"{state} = true" for state in TaskState if state.is_final)}}}
 """
 
-# KEYS, besides: stream, token. ARGV, besides: channel, live channel, packed entry, the publisher's id, whether it is an end,
-# entries that the channel keeps ("" leaves them), the default for that, seconds, channels remembered, the streams' prefix.
+# KEYS, where it is called: the second is `channels`.
+_TASK_FUNCTIONS: Final = (
+    _FINAL_TABLE
+    + f"""
+local keep_all, remembered_seconds = '{KEEP_ALL}', '{REMEMBERED_SECONDS}'
+
+local function keeps_all(channel)
+  local found = redis.call('HGET', KEYS[2], channel)
+  local is_end, kept = string.match(found or '', '^%d+ (%d) (%d+)$')
+  return kept == keep_all and is_end == '0'
+end
+"""
+)
+
+# Each beat is another number, however soon it follows, and whatever becomes of the clock.
+_BEAT_FUNCTION: Final = (
+    _NUMBER_FUNCTIONS
+    + f"""
+local remembered_seconds = '{REMEMBERED_SECONDS}'
+
+local function beat(beats, id)
+  local last = tonumber(redis.call('ZSCORE', beats, id) or 0)
+  redis.call('ZADD', beats, text(math.max(last + 1, milliseconds())), id)
+end
+"""
+)
+
+# KEYS, besides: stream, token; in the name of a task also the task, its parts, the unfinished tasks. ARGV, besides: channel, live
+# channel, packed entry, the publisher's id, whether it is an end, entries that the channel keeps ("" leaves them), the default for
+# that, seconds, channels remembered, the streams' prefix; of the task its id, "=" and the part ("" for none), the state that begins
+# ("" for none), whether that is final.
 # Nothing is stored before the first write, XADD: an error that comes with it (no memory, a replica) leaves no trace. The token
 # comes before PUBLISH, so that whatever was heard of can't be stored again. Channels go out of date in the order of their last
-# entries, so if one has no stream, nor do those before it: two at a time are forgotten, as one comes.
+# entries, so if one has no stream, nor do those before it: two at a time are forgotten, as one comes. Only those that keep all and
+# haven't ended may have one for longer; where one is met it is put at the end of the line.
 PUBLISH: Final = Script(
     _LIFE_FUNCTION
+    + _TASK_FUNCTIONS
     + """
 local known = redis.call('GET', KEYS[5])
 if known then return {known, 0} end
+if #KEYS > 5 then
+  local state = redis.call('HGET', KEYS[6], 'state')
+  if not state then return {'', 0, ''} end
+  if final[state] then return {'', 0, state} end
+end
 local epoch, seq, floor = life()
 local channel = ARGV[5]
 local found = redis.call('HGET', KEYS[2], channel)
@@ -106,8 +159,15 @@ if type(added) == 'table' and added.err and string.find(added.err, 'equal or sma
   added = add()
 end
 if type(added) == 'table' and added.err then return added end
-redis.call('EXPIRE', KEYS[4], ARGV[12])
+redis.call('EXPIRE', KEYS[4], limit == keep_all and ARGV[9] == '0' and remembered_seconds or ARGV[12])
 redis.call('HSET', KEYS[1], 'seq', number)
+if #KEYS > 5 then
+  if ARGV[16] ~= '' then redis.call('HSET', KEYS[7], string.sub(ARGV[16], 2), struct.pack('>I8', seq + 1) .. ARGV[7]) end
+  if ARGV[17] ~= '' then redis.call('HSET', KEYS[6], 'state', ARGV[17]) end
+  if ARGV[18] == '1' then redis.call('ZREM', KEYS[8], ARGV[15]) end
+  redis.call('EXPIRE', KEYS[6], remembered_seconds)
+  redis.call('EXPIRE', KEYS[7], ARGV[18] == '1' and ARGV[12] or remembered_seconds)
+end
 redis.call('HSET', KEYS[2], channel, number .. ' ' .. ARGV[9] .. ' ' .. limit)
 redis.call('ZADD', KEYS[3], number, channel)
 local id = ARGV[8]
@@ -119,14 +179,25 @@ if not found then
   local remembered = tonumber(ARGV[13])
   local spare = 0
   for _, name in ipairs(redis.call('ZRANGE', KEYS[3], remembered, remembered + 1)) do
-    if redis.call('EXISTS', ARGV[14] .. name) == 1 then break end
-    spare = spare + 1
+    if redis.call('EXISTS', ARGV[14] .. name) == 0 then
+      spare = spare + 1
+    elseif keeps_all(name) then
+      redis.call('ZADD', KEYS[3], number, name)
+    else
+      break
+    end
   end
   if spare > 0 then
     local dropped = redis.call('ZPOPMIN', KEYS[3], spare)
     for i = 1, #dropped, 2 do
-      redis.call('HDEL', KEYS[2], dropped[i])
-      floor = math.max(floor, tonumber(dropped[i + 1]))
+      local name = dropped[i]
+      if redis.call('EXISTS', ARGV[14] .. name) == 1 then
+        redis.call('ZADD', KEYS[3], number, name)
+      else
+        local last = string.match(redis.call('HGET', KEYS[2], name) or '', '^%d+')
+        redis.call('HDEL', KEYS[2], name)
+        floor = math.max(floor, tonumber(last or dropped[i + 1]))
+      end
     end
     redis.call('HSET', KEYS[1], 'floor', text(floor))
   end
@@ -188,6 +259,78 @@ end
 return flat
 """)
 
+# KEYS: the task, its parts, the unfinished tasks. ARGV: its id, channel, facts, and what names this call.
+CREATE: Final = Script(
+    _BEAT_FUNCTION
+    + """
+local nonce = redis.call('HGET', KEYS[1], 'nonce')
+if nonce then return nonce == ARGV[4] and 1 or 0 end
+redis.call('HSET', KEYS[1], 'channel', ARGV[2], 'facts', ARGV[3], 'state', '"""
+    + TaskState.PENDING
+    + """', 'cancel', '0', 'nonce', ARGV[4])
+redis.call('EXPIRE', KEYS[1], remembered_seconds)
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[2], '', '')
+redis.call('EXPIRE', KEYS[2], remembered_seconds)
+beat(KEYS[3], ARGV[1])
+return 1
+"""
+)
+
+# KEYS: the task, its parts.
+FIND: Final = Script("""
+return {
+  redis.call('HMGET', KEYS[1], 'channel', 'facts', 'state', 'cancel'),
+  redis.call('HGETALL', KEYS[2]),
+  redis.call('EXISTS', KEYS[2]),
+}
+""")
+
+# KEYS: the unfinished tasks, channels, then each task and its parts. ARGV: the streams' prefix, then the tasks' ids. A run that is
+# silent for long keeps its stream too.
+RENEW: Final = Script(
+    _TASK_FUNCTIONS
+    + _BEAT_FUNCTION
+    + """
+local leases = {}
+for i = 2, #ARGV do
+  local task, parts = KEYS[2 * i - 1], KEYS[2 * i]
+  local found = redis.call('HMGET', task, 'state', 'cancel', 'channel')
+  leases[i - 1] = found[1] and {found[1], found[2]} or 0
+  if found[1] and not final[found[1]] then
+    redis.call('EXPIRE', task, remembered_seconds)
+    redis.call('EXPIRE', parts, remembered_seconds)
+    beat(KEYS[1], ARGV[i])
+    if keeps_all(found[3]) then redis.call('EXPIRE', ARGV[1] .. found[3], remembered_seconds) end
+  end
+end
+return leases
+"""
+)
+
+# KEYS: the unfinished tasks. ARGV: the tasks' prefix. Those whose last beat was long ago are dropped if they are gone, some at a
+# time.
+BEATS: Final = Script(
+    _BEAT_FUNCTION
+    + """
+local silent = milliseconds() - 1000 * remembered_seconds
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(silent), 'LIMIT', 0, 100)) do
+  if redis.call('EXISTS', ARGV[1] .. id) == 0 then redis.call('ZREM', KEYS[1], id) end
+end
+return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+"""
+)
+
+# KEYS: the task.
+CANCEL: Final = Script(
+    _FINAL_TABLE
+    + """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state and not final[state] then redis.call('HSET', KEYS[1], 'cancel', '1') end
+return state
+"""
+)
+
 
 def packed(publication: Publication) -> bytes:
     """An event as it is stored."""
@@ -197,8 +340,10 @@ def packed(publication: Publication) -> bytes:
         (_IS_END if publication.is_end else 0)
         | (_HAS_NAME if publication.name is not None else 0)
         | (_HAS_USER_ID if publication.user_id is not None else 0)
+        | (_HAS_HISTORY if publication.history is not None else 0)
     )
-    return b"%b%b%b%b" % (_PACKED.pack(flags, len(name), len(user_id)), name, user_id, publication.body)
+    history = b"" if publication.history is None else _HISTORY.pack(publication.history)
+    return b"%b%b%b%b%b" % (_PACKED.pack(flags, len(name), len(user_id)), history, name, user_id, publication.body)
 
 
 def entry(epoch: str, seq: int, prev: int, channel: str, blob: bytes, at: float, *, offset: int = 0) -> Entry:
@@ -215,7 +360,10 @@ def entry(epoch: str, seq: int, prev: int, channel: str, blob: bytes, at: float,
     """
     flags, name_size, id_size = _PACKED.unpack_from(blob, offset)
     offset += _PACKED.size
-    name = user_id = None
+    name = user_id = history = None
+    if flags & _HAS_HISTORY:
+        (history,) = _HISTORY.unpack_from(blob, offset)
+        offset += _HISTORY.size
     if flags & _HAS_NAME:
         name = blob[offset : offset + name_size].decode()
         offset += name_size
@@ -223,7 +371,15 @@ def entry(epoch: str, seq: int, prev: int, channel: str, blob: bytes, at: float,
         user_id = blob[offset : offset + id_size].decode()
         offset += id_size
     frame = blob[offset:] if user_id is not None else b"id: %b-%d\n%b" % (epoch.encode(), seq, blob[offset:])
-    return Entry(seq, prev, channel, frame, name, user_id, bool(flags & _IS_END), at)
+    return Entry(seq, prev, channel, frame, name, user_id, bool(flags & _IS_END), at, history)
+
+
+def part(blob: bytes) -> tuple[int, bytes]:
+    """The number and the encoded event of a task's part."""
+    (seq,) = _SEQ.unpack_from(blob)
+    flags, name_size, id_size = _PACKED.unpack_from(blob, _SEQ.size)
+    history_size = _HISTORY.size if flags & _HAS_HISTORY else 0
+    return seq, blob[_SEQ.size + _PACKED.size + history_size + name_size + id_size :]
 
 
 def live_entry(channel: str, message: bytes, at: float) -> tuple[str, Entry]:

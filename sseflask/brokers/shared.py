@@ -332,8 +332,11 @@ class SharedBroker(Broker):
         if ring is None:
             return
         if ring.last < reading.last and (not reading.entries or reading.entries[0].prev > ring.last):
-            ring.skip_to(reading.entries[0].prev if reading.entries else reading.last, ended=reading.ended)
+            last = reading.entries[0].prev if reading.entries else reading.last
+            self.log.skip(ring, last, ended=reading.ended, limit=reading.limit)
             self._let_begin_anew(name, self.log.epoch)
+        if ring.last < reading.last:
+            ring.limit = reading.limit
         for entry in (*reading.entries, *waiting):
             if entry.seq > ring.last:
                 self._feed(entry, now)

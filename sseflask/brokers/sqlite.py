@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-from sseflask.log import ENTRY_BYTES, REMEMBERED_CHANNELS, Entry
+from sseflask.log import ENTRY_BYTES, KEEP_ALL, REMEMBERED_CHANNELS, Entry
 
-from .sqlite_file import CommitFailed, Connection, FileReplaced, Opened, read_head
+from . import sqlite_tasks
+from .sqlite_file import Connection, FileReplaced, Opened, commit, read_head
 from .sqlite_follower import SQLiteFollower
+from .sqlite_tasks import SQLiteTasks
 from .store import Feed, Head, Publication, Reading, Stored
+from .tasks import REMEMBERED_SECONDS, TaskStore
 
 Result = TypeVar("Result")
 
@@ -37,10 +41,22 @@ _ADVANCE: Final = """
     INSERT INTO channels(channel, last, ended, history, entries, bytes) VALUES(?, ?, ?, ?, 1, ?)
     ON CONFLICT(channel) DO UPDATE SET last = excluded.last, ended = excluded.ended,
         history = coalesce(excluded.history, history), entries = entries + 1, bytes = bytes + excluded.bytes
-    RETURNING entries, history, (SELECT epoch FROM meta)"""
+    RETURNING entries, bytes, history, (SELECT epoch FROM meta)"""
 _ENTRIES: Final = """
     SELECT seq, channel, prev, event, created, name, user_id, is_end FROM events
     WHERE channel = ? AND seq > ? AND created >= ? ORDER BY seq DESC LIMIT ?"""
+
+_OLDEST: Final = f"""
+    SELECT seq, events.channel, created, coalesce(history >= {KEEP_ALL}, 0) FROM events
+    LEFT JOIN channels ON channels.channel = events.channel WHERE seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608
+_WHOLE: Final = f"""
+    SELECT channel, entries, (SELECT created FROM events WHERE seq = last) FROM channels
+    WHERE history >= {KEEP_ALL} AND entries > 0 AND ended = ? ORDER BY last LIMIT ?"""  # noqa: S608
+_IS_WORKED_ON: Final = "SELECT 1 FROM tasks WHERE channel = ? AND touched >= ?"
+# What keeps all doesn't count before its end.
+_SIZES: Final = f"""
+    SELECT channel, entries, bytes FROM channels
+    WHERE entries > 0 AND (ended OR coalesce(history, 0) < {KEEP_ALL}) ORDER BY last"""  # noqa: S608
 
 
 class SQLiteStore:
@@ -51,6 +67,7 @@ class SQLiteStore:
 
     Attributes:
         url: `sqlite:///` and the file's path.
+        tasks: The records of tasks, in the same file.
     """
 
     def __init__(
@@ -82,9 +99,12 @@ class SQLiteStore:
         self._path = path
         self._writing = Connection(path, **self._options)
         self._reading = Connection(path, **self._options)
+        self.tasks: TaskStore = SQLiteTasks(self._run, writing=self._writing, reading=self._reading, seconds=history_seconds)
         # Both concern one process; a child that inherits them only prunes a little later.
         self._prune_at = 0.0
         self._unsummed = history_bytes
+        # Up to this number the file holds only entries of channels that keep all, as long as it is open.
+        self._pruned: tuple[Opened | None, int] = (None, 0)
 
     def publish(self, publication: Publication) -> Stored:
         """Numbers an event and keeps it.
@@ -112,7 +132,7 @@ class SQLiteStore:
             db.execute("DELETE FROM streams WHERE process = ? OR until < ?", (process, now))
             rows = [(process, channel, count, now + seconds) for channel, count in counts.items()]
             db.executemany("INSERT INTO streams(process, channel, count, until) VALUES(?, ?, ?, ?)", rows)
-            _commit(db)
+            commit(db)
 
         self._run(self._writing, work)
 
@@ -149,22 +169,31 @@ class SQLiteStore:
         size = len(body) + ENTRY_BYTES
         db.execute("BEGIN IMMEDIATE")
         now = opened.now()
+        passed = None
         if time.monotonic() >= self._prune_at or self._unsummed * SLACK >= self._bytes:
-            self._prune(opened, now)
+            passed = self._prune(opened, now)
         event = (channel, body, now, publication.name, publication.user_id, publication.is_end)
         seq = db.execute(_INSERT, event).lastrowid
+        assert seq is not None
         bucket = int(now // TOKEN_SECONDS)
         token = (bucket, publication.token, now, seq, publication.user_id, now - TOKEN_SECONDS)
         if not db.execute(_REMEMBER, token).rowcount:
             db.execute("ROLLBACK")
             return Stored(self._known(db, bucket, publication.token), False)
         advance = (channel, seq, publication.is_end, publication.history, size)
-        ((entries, history, epoch),) = db.execute(_ADVANCE, advance).fetchall()
+        ((entries, total, history, epoch),) = db.execute(_ADVANCE, advance).fetchall()
         limit = self._history if history is None else history
         if entries > limit + limit // SLACK:
             self._drop(db, channel, entries - limit)
-        _commit(db)
-        self._unsummed += size
+        task = publication.task
+        if task is not None and (refused := sqlite_tasks.change(db, task, seq, body, now)) is not None:
+            db.execute("ROLLBACK")
+            return Stored("", False, refused)
+        commit(db)
+        if passed is not None:
+            self._pruned = (opened, passed)
+        # What keeps all counts from its end on.
+        self._unsummed += total if publication.is_end and limit >= KEEP_ALL else size
         return Stored(publication.user_id or f"{epoch}-{seq}", True)
 
     def _known(self, db: sqlite3.Connection, bucket: int, token: str) -> str:
@@ -185,35 +214,68 @@ class SQLiteStore:
             limit = self._history if history is None else history
             entries: list[Entry] = []
             if row is not None and cursor is not None and cursor < last:
-                rows = db.execute(_ENTRIES, (channel, cursor, oldest, limit)).fetchall()
+                # What keeps all has no age of its own: it goes as a whole, when its last entry does.
+                rows = db.execute(_ENTRIES, (channel, cursor, -math.inf if limit >= KEEP_ALL else oldest, limit)).fetchall()
+                if limit >= KEEP_ALL and ended and rows and rows[0][4] < oldest:
+                    rows = []
                 entries = opened.entries(head.epoch, _chain(rows, last))
                 entries.reverse()
             found[channel] = Reading(head.epoch, head.seq, last, bool(ended), limit, entries)
         db.execute("COMMIT")
         return found
 
-    def _prune(self, opened: Opened, now: float) -> None:
-        """Removes what is too old, and what is too much, a bounded part of it; within a publish's transaction."""
+    def _prune(self, opened: Opened, now: float) -> int:
+        """Removes what is too old, and what is too much, a bounded part of it; within a publish's transaction.
+
+        Returns:
+            The number up to which only entries of channels that keep all are left, once this is committed.
+        """
         db = opened.db
-        is_done = self._prune_events(db, now - self._seconds)
+        is_done, passed = self._prune_events(opened, now - self._seconds)
+        is_done = self._prune_whole(db, now - self._seconds, now - REMEMBERED_SECONDS) and is_done
+        is_done = sqlite_tasks.prune(db, now, self._seconds, PRUNE_ROWS) and is_done
         is_done = self._prune_tokens(db, int(now // TOKEN_SECONDS) - 1) and is_done
         is_done = self._prune_channels(db) and is_done
         if self._unsummed * SLACK >= self._bytes:
             is_done = self._make_room(db) and is_done
         # Not by the log's clock, which another file's doesn't continue.
         self._prune_at = time.monotonic() + PRUNE_SECONDS if is_done else 0.0
+        return passed
 
-    def _prune_events(self, db: sqlite3.Connection, oldest: float) -> bool:
-        rows = db.execute("SELECT seq, channel, created FROM events ORDER BY seq LIMIT ?", (PRUNE_ROWS,)).fetchall()
+    def _prune_events(self, opened: Opened, oldest: float) -> tuple[bool, int]:
+        db = opened.db
+        # Entries of channels that keep all may lie at the front for long: they are passed over once.
+        passed = self._pruned[1] if self._pruned[0] is opened else 0
+        rows = db.execute(_OLDEST, (passed, PRUNE_ROWS)).fetchall()
         gone: dict[str, int] = {}
-        for _, channel, created in rows:
-            if created >= oldest:
-                break
-            gone[channel] = gone.get(channel, 0) + 1
+        is_done = len(rows) < PRUNE_ROWS
+        for seq, channel, created, keeps_all in rows:
+            if not keeps_all:
+                if created >= oldest:
+                    is_done = True
+                    break
+                gone[channel] = gone.get(channel, 0) + 1
+            passed = seq
         # The oldest of all are the oldest of their channels.
         for channel, count in gone.items():
             self._drop(db, channel, count)
-        return len(rows) < PRUNE_ROWS or bool(rows[-1][2] >= oldest)
+        return is_done, passed
+
+    def _prune_whole(self, db: sqlite3.Connection, oldest: float, forgotten: float) -> bool:
+        """Removes the entries of channels that keep all: of those that have ended, and of those that nobody works on any more."""
+        left = PRUNE_ROWS
+        for ended, bound in ((True, oldest), (False, forgotten)):
+            for channel, entries, created in db.execute(_WHOLE, (ended, PRUNE_ROWS)).fetchall():
+                if created is not None and created >= bound:
+                    break
+                if not ended and db.execute(_IS_WORKED_ON, (channel, forgotten)).fetchone():
+                    continue
+                count = min(entries, left)
+                self._drop(db, channel, count)
+                left -= count
+                if left <= 0:
+                    return False
+        return True
 
     def _prune_tokens(self, db: sqlite3.Connection, bucket: int) -> bool:
         query = "SELECT bucket, token FROM tokens WHERE bucket < ? ORDER BY bucket, token LIMIT ?"
@@ -235,7 +297,7 @@ class SQLiteStore:
         return bool(count - surplus <= REMEMBERED_CHANNELS)
 
     def _make_room(self, db: sqlite3.Connection) -> bool:
-        rows = db.execute("SELECT channel, entries, bytes FROM channels WHERE entries > 0 ORDER BY last").fetchall()
+        rows = db.execute(_SIZES).fetchall()
         surplus = sum(size for _, _, size in rows) - self._bytes
         if surplus > 0:
             # Somewhat more, so that it takes a while until there is too much again.
@@ -260,13 +322,6 @@ class SQLiteStore:
         db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (channel, rows[-1][0]))
         db.execute("UPDATE channels SET entries = entries - ?, bytes = bytes - ? WHERE channel = ?", (len(rows), size, channel))
         return size
-
-
-def _commit(db: sqlite3.Connection) -> None:
-    try:
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise CommitFailed from error
 
 
 def _chain(rows: Iterable[tuple[Any, ...]], last: int) -> Iterable[tuple[Any, ...]]:

@@ -10,12 +10,12 @@ import secrets
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from sseflask import native
 from sseflask.errors import BrokerUnavailable
-from sseflask.log import Entry
+from sseflask.log import KEEP_ALL, Entry
 
 from .store import Head
 
@@ -35,6 +35,8 @@ WAL_BYTES: Final = 4 * 1024 * 1024
 FORK_SECONDS: Final = 1.0
 #: Where the kernel names the time since it was started.
 BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+
+NOTHING: Final[Mapping[str, int]] = {}
 
 _SYNCHRONOUS: Final = {"off": "PRAGMA synchronous=OFF", "normal": "PRAGMA synchronous=NORMAL", "full": "PRAGMA synchronous=FULL"}
 
@@ -60,6 +62,24 @@ _SCHEMA: Final = (
         boot TEXT NOT NULL, base REAL NOT NULL, durable INTEGER NOT NULL, inode INTEGER NOT NULL)""",
     f"PRAGMA user_version={LAYOUT}",
 )
+
+# What came later, and is added to a file that lacks it: whoever knows nothing of it can use the file all the same.
+_ADDED: Final = (
+    # `is_shown`: its parts are still there.
+    """CREATE TABLE IF NOT EXISTS tasks(
+        id TEXT PRIMARY KEY, channel TEXT NOT NULL, facts TEXT NOT NULL, state TEXT NOT NULL, is_cancel_asked INTEGER NOT NULL,
+        beat INTEGER NOT NULL, touched REAL NOT NULL, ended REAL, is_shown INTEGER NOT NULL) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS tasks_unfinished ON tasks(touched) WHERE ended IS NULL",
+    "CREATE INDEX IF NOT EXISTS tasks_ended ON tasks(ended) WHERE ended IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS tasks_shown ON tasks(ended) WHERE is_shown",
+    "CREATE INDEX IF NOT EXISTS tasks_of_channel ON tasks(channel)",
+    """CREATE TABLE IF NOT EXISTS parts(
+        task TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL, UNIQUE(task, key))""",
+    # Of the channels that keep all they have; ended first, in the order in which they go out of date.
+    f"""CREATE INDEX IF NOT EXISTS channels_that_keep_all ON channels(ended, last)
+        WHERE history >= {KEEP_ALL} AND entries > 0""",
+)
+_HAS_ADDED: Final = "SELECT count(*) FROM sqlite_master WHERE name = 'channels_that_keep_all'"
 
 _META: Final = """
     SELECT epoch, boot, base, durable, inode, max(
@@ -122,13 +142,19 @@ class Opened:
         """The second by the log's own clock, which no change of the wall clock and no restart moves."""
         return time.monotonic() + self.base
 
-    def entries(self, epoch: str, rows: Iterable[tuple[Any, ...]]) -> list[Entry]:
-        """The entries of rows of `events`: seq, channel, prev, event, created, name, user_id, is_end."""
+    def entries(self, epoch: str, rows: Iterable[tuple[Any, ...]], histories: Mapping[str, int] = NOTHING) -> list[Entry]:
+        """The entries of rows of `events`.
+
+        Args:
+            epoch: The life whose ids they get.
+            rows: seq, channel, prev, event, created, name, user_id, is_end.
+            histories: By channel's name, how many entries it keeps, if its entries are to tell.
+        """
         id_line = f"id: {epoch}-".encode()
         found = []
         for seq, channel, prev, event, created, name, user_id, is_end in rows:
             frame = event if user_id is not None else b"%b%d\n%b" % (id_line, seq, event)
-            found.append(Entry(seq, prev, channel, frame, name, user_id, bool(is_end), created - self.base))
+            found.append(Entry(seq, prev, channel, frame, name, user_id, bool(is_end), created - self.base, histories.get(channel)))
         return found
 
 
@@ -329,7 +355,7 @@ class Connection:
         boot = boot_id()
         durable = self._synchronous == "full"
         inode = os.stat(self.path).st_ino
-        if layout:
+        if layout and db.execute(_HAS_ADDED).fetchone()[0]:
             _, known, base, was_durable, noted, newest = db.execute(_META).fetchone()
             if known == boot and durable >= was_durable and noted == inode and time.monotonic() + base >= newest:
                 return float(base)
@@ -340,9 +366,13 @@ class Connection:
 
     def _begin(self, db: sqlite3.Connection, boot: str, durable: bool, inode: int) -> float:
         """Makes the tables if there are none, and notes a boot or a file that is another. Returns the clock's base."""
-        if not db.execute("PRAGMA user_version").fetchone()[0]:
+        is_new = not db.execute("PRAGMA user_version").fetchone()[0]
+        if is_new:
             for statement in _SCHEMA:
                 db.execute(statement)
+        for statement in _ADDED:
+            db.execute(statement)
+        if is_new:
             base = -time.monotonic()
             values = (secrets.token_hex(6), boot, base, durable, inode)
             db.execute("INSERT INTO meta(one, epoch, floor, boot, base, durable, inode) VALUES(1, ?, 0, ?, ?, ?, ?)", values)
@@ -361,6 +391,18 @@ class Connection:
         values = (epoch, boot, base, durable, inode)
         db.execute("UPDATE meta SET epoch = ?, boot = ?, base = ?, durable = ?, inode = ?", values)
         return float(base)
+
+
+def commit(db: sqlite3.Connection) -> None:
+    """Commits what a transaction has written.
+
+    Raises:
+        CommitFailed: Its cause says how.
+    """
+    try:
+        db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise CommitFailed from error
 
 
 def read_head(db: sqlite3.Connection) -> Head:

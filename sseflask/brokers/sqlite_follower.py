@@ -35,6 +35,7 @@ LONGEST_RETRY: Final = 1.0
 _NEWS: Final = """
     SELECT seq, channel, prev, CASE WHEN listened(channel) THEN event END, created, name, user_id, is_end FROM events
     WHERE seq > ? ORDER BY seq LIMIT ?"""
+_HISTORY: Final = "SELECT history FROM channels WHERE channel = ?"
 
 
 class _News(NamedTuple):
@@ -289,9 +290,15 @@ class _Following:
         db.execute("BEGIN")
         head = read_head(db)
         rows: list[tuple[Any, ...]] = db.execute(_NEWS, (self.position, BATCH_ROWS)).fetchall()
+        told = [row for row in rows if row[3] is not None]
+        histories = {}
+        for channel in {row[1] for row in told}:
+            (history,) = db.execute(_HISTORY, (channel,)).fetchone() or (None,)
+            if history is not None:
+                histories[channel] = history
         db.execute("COMMIT")
         has_more = len(rows) == BATCH_ROWS
         last = rows[-1][0] if has_more else head.seq
         is_whole = len(rows) == last - self.position
-        entries = opened.entries(head.epoch, [row for row in rows if row[3] is not None])
+        entries = opened.entries(head.epoch, told, histories)
         return _News(Head(head.epoch, last), entries, is_whole, has_more)

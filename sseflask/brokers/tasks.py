@@ -151,6 +151,8 @@ class MemoryTasks:
         self._records: dict[str, TaskRecord] = {}
         self._parts: dict[str, dict[str, Part]] = {}
         self._beats: dict[str, int] = {}
+        # When each that hasn't ended was begun, renewed or published to last, oldest first.
+        self._touched: collections.OrderedDict[str, float] = collections.OrderedDict()
         # When each ended, oldest first: of all, and of those whose parts are still there.
         self._ended: collections.OrderedDict[str, float] = collections.OrderedDict()
         self._shown: collections.OrderedDict[str, float] = collections.OrderedDict()
@@ -158,12 +160,14 @@ class MemoryTasks:
     def create(self, task_id: str, *, channel: str, facts: str = "") -> bool:
         """Begins a task; see `TaskStore.create`."""
         with self._lock:
-            self._forget(time.monotonic())
+            now = time.monotonic()
+            self._forget(now)
             if task_id in self._records:
                 return False
             self._records[task_id] = TaskRecord(task_id, channel, facts, TaskState.PENDING)
             self._parts[task_id] = {}
             self._beats[task_id] = 0
+            self._touched[task_id] = now
             return True
 
     def find(self, task_id: str) -> TaskRecord | None:
@@ -182,11 +186,14 @@ class MemoryTasks:
     def renew(self, task_ids: Collection[str]) -> Mapping[str, Lease]:
         """Says that these are still worked on; see `TaskStore.renew`."""
         with self._lock:
+            now = time.monotonic()
+            self._forget(now)
             found = {}
             for task_id in task_ids:
                 if (record := self._records.get(task_id)) is not None:
                     if task_id in self._beats:
                         self._beats[task_id] += 1
+                        self._touch(task_id, now)
                     if record.state is TaskState.PENDING:
                         record = self._records[task_id] = dataclasses.replace(record, state=TaskState.RUNNING)
                     found[task_id] = Lease(record.state, record.is_cancel_asked)
@@ -195,6 +202,7 @@ class MemoryTasks:
     def beats(self) -> Mapping[str, int]:
         """Those that haven't ended; see `TaskStore.beats`."""
         with self._lock:
+            self._forget(time.monotonic())
             return dict(self._beats)
 
     def ask_cancel(self, task_id: str) -> TaskState | None:
@@ -214,18 +222,32 @@ class MemoryTasks:
         record = self._records.get(task_id)
         return record.state if record is not None else None
 
+    def is_worked_on(self, channel: str, now: float) -> bool:
+        """Whether a task that hasn't ended has its events in a channel."""
+        self._forget(now)
+        return any(self._records[task_id].channel == channel for task_id in self._touched)
+
     def change(self, change: TaskChange, seq: int, body: bytes) -> None:
         """What was published in a task's name, which hadn't ended, has this number and body."""
+        now = time.monotonic()
+        self._touch(change.id, now)
         if change.part is not None:
             self._parts[change.id][change.part] = Part(change.part, seq, body)
         if change.state is not None:
             self._records[change.id] = dataclasses.replace(self._records[change.id], state=change.state)
             if change.state.is_final:
-                del self._beats[change.id]
-                self._ended[change.id] = self._shown[change.id] = time.monotonic()
+                del self._beats[change.id], self._touched[change.id]
+                self._ended[change.id] = self._shown[change.id] = now
+
+    def _touch(self, task_id: str, now: float) -> None:
+        self._touched[task_id] = now
+        self._touched.move_to_end(task_id)
 
     def _forget(self, now: float) -> None:
-        """Drops the parts of what ended long ago, and what ended very long ago."""
+        """Drops the parts of what ended long ago, and what ended, or was left alone, very long ago."""
+        while self._touched and now - next(iter(self._touched.values())) > REMEMBERED_SECONDS:
+            task_id, _ = self._touched.popitem(last=False)
+            del self._records[task_id], self._parts[task_id], self._beats[task_id]
         while self._shown and now - next(iter(self._shown.values())) > self._seconds:
             del self._parts[self._shown.popitem(last=False)[0]]
         while self._ended and (len(self._ended) > REMEMBERED_TASKS or now - next(iter(self._ended.values())) > REMEMBERED_SECONDS):

@@ -11,11 +11,13 @@ import pytest
 
 import sseflask.brokers.base
 import sseflask.brokers.memory
+import sseflask.brokers.tasks
 from sseflask.brokers import Broker, MemoryBroker
 from sseflask.brokers.base import WAITING_EVENTS
 from sseflask.emitter import Channel
 from sseflask.log import ENTRY_BYTES
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept
+from tests.brokers.contract_tasks import OpenPair, TaskContract
 
 
 class FakeTime:
@@ -47,6 +49,7 @@ class TestMemoryBroker(BrokerContract):
         """The monotonic clock of the broker's modules."""
         fake = FakeTime()
         monkeypatch.setattr(sseflask.brokers.memory, "time", fake)
+        monkeypatch.setattr(sseflask.brokers.tasks, "time", fake)
         return fake
 
     @pytest.fixture
@@ -154,6 +157,33 @@ class TestMemoryBroker(BrokerContract):
         assert broker.emitter.channels() == []
         assert len(broker.log) == 0 and broker.log.size == 0
         assert not broker.expire(clock.now)
+
+
+class TestMemoryTasks(TaskContract):
+    """What every broker promises of tasks, and of channels that keep all."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """The monotonic clock of the broker's modules."""
+        fake = FakeTime()
+        monkeypatch.setattr(sseflask.brokers.memory, "time", fake)
+        monkeypatch.setattr(sseflask.brokers.tasks, "time", fake)
+        return fake
+
+    @pytest.fixture
+    def open_pair(self, clock: Clock, waker: InlineWaker, chores: list[Callable[[float], bool]]) -> OpenPair:
+        """Opens one, which is both."""
+
+        def make(**options: Any) -> tuple[Broker, Broker]:
+            settings = {"history": 256, "history_seconds": HISTORY_SECONDS, "history_bytes": 1 << 26, **options}
+            broker = MemoryBroker(waker, chores.append, **settings)
+            return broker, broker
+
+        return make
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Nothing is to be waited for."""
+        assert condition()
 
 
 class BusyWaker(InlineWaker):

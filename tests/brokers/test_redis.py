@@ -18,6 +18,7 @@ from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.redis import RedisStore
 from sseflask.brokers.store import Head
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, parsed, resumed
+from tests.brokers.contract_tasks import OpenPair, TaskContract
 from tests.live.process import wait_until
 from tests.redis import RedisServer, needs_redis
 
@@ -62,6 +63,9 @@ class AgedTime:
             left = self._client.pttl(key)
             if self._client.type(key) == b"stream":
                 self._age(key, int(seconds * 1000))
+            if key.endswith(b":tasks"):
+                for task_id, beat in self._client.zrange(key, 0, -1, withscores=True):
+                    self._client.zadd(key, {task_id: beat - int(seconds * 1000)})
             if left >= 0:
                 self._client.pexpire(key, left - int(seconds * 1000))
 
@@ -73,6 +77,15 @@ class AgedTime:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
+
+
+def aged_clock(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AgedTime:
+    """The time of the broker's modules, and of what an empty Redis keeps."""
+    server.client.flushall()
+    aged = AgedTime(server.client)
+    for module in (sseflask.brokers.shared, sseflask.brokers.redis, sseflask.brokers.redis_follower):
+        monkeypatch.setattr(module, "time", aged)
+    return aged
 
 
 class SettledBroker(SharedBroker):
@@ -133,11 +146,7 @@ class TestRedisBroker(BrokerContract):
     @pytest.fixture
     def clock(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Clock:
         """The time of the broker's modules, and of what Redis keeps."""
-        server.client.flushall()
-        aged = AgedTime(server.client)
-        for module in (sseflask.brokers.shared, sseflask.brokers.redis, sseflask.brokers.redis_follower):
-            monkeypatch.setattr(module, "time", aged)
-        return aged
+        return aged_clock(server, monkeypatch)
 
     @pytest.fixture
     def open_broker(
@@ -192,6 +201,48 @@ class TestRedisBroker(BrokerContract):
         broker.publish("news", event("1"))
         broker.publish("news", event("2"))
         assert reader.data == heard == ["1", "2"]
+
+
+class TestRedisTasks(TaskContract):
+    """What every broker promises of tasks, and of channels that keep all."""
+
+    @pytest.fixture
+    def clock(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """The time of the broker's modules, and of what Redis keeps."""
+        return aged_clock(server, monkeypatch)
+
+    @pytest.fixture
+    def open_pair(
+        self, server: RedisServer, clock: Clock, waker: InlineWaker, chores: list[Callable[[float], bool]]
+    ) -> Iterator[OpenPair]:
+        """Opens two on the same keys, as two processes have them."""
+        made: list[Broker] = []
+
+        def make(*, history_bytes: int = 1 << 26, **options: Any) -> tuple[Broker, Broker]:
+            settings = {"history": 256, "history_seconds": HISTORY_SECONDS, "timeout": 5.0, **options}
+            prefix = f"pair-{next(prefixes)}"
+            one, other = (
+                SettledBroker(
+                    RedisStore(server.url, prefix=prefix, **settings),
+                    waker,
+                    chores.append,
+                    history_bytes=history_bytes,
+                    **settings,
+                )
+                for _ in range(2)
+            )
+            for broker in (one, other):
+                broker.open()
+                made.append(broker)
+            return one, other
+
+        yield make
+        for broker in made:
+            broker.close()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Redis pushes what the other has published."""
+        wait_until(condition, SETTLING_SECONDS)
 
 
 class TestTwoBrokers:

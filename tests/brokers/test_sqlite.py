@@ -14,6 +14,8 @@ from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.store import Reading
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, event, resumed
+from tests.brokers.contract_tasks import OpenPair, TaskContract
+from tests.live.process import wait_until
 
 
 class ShiftedTime:
@@ -39,6 +41,14 @@ class ShiftedTime:
         return getattr(time, name)
 
 
+def moved_clock(monkeypatch: pytest.MonkeyPatch) -> ShiftedTime:
+    """The monotonic clock of the broker's modules."""
+    shifted = ShiftedTime()
+    for name in ("shared", "sqlite", "sqlite_file"):
+        monkeypatch.setattr(getattr(sseflask.brokers, name), "time", shifted)
+    return shifted
+
+
 class TestSQLiteBroker(BrokerContract):
     """What every broker promises."""
 
@@ -47,10 +57,7 @@ class TestSQLiteBroker(BrokerContract):
     @pytest.fixture
     def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         """The monotonic clock of the broker's modules."""
-        shifted = ShiftedTime()
-        for name in ("shared", "sqlite", "sqlite_file"):
-            monkeypatch.setattr(getattr(sseflask.brokers, name), "time", shifted)
-        return shifted
+        return moved_clock(monkeypatch)
 
     @pytest.fixture
     def open_broker(
@@ -96,3 +103,36 @@ class TestSQLiteBroker(BrokerContract):
             assert reads == 3
         finally:
             broker.close()
+
+
+class TestSQLiteTasks(TaskContract):
+    """What every broker promises of tasks, and of channels that keep all."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        """The monotonic clock of the broker's modules."""
+        return moved_clock(monkeypatch)
+
+    @pytest.fixture
+    def open_pair(
+        self, clock: Clock, waker: InlineWaker, chores: list[Callable[[float], bool]], tmp_path: Path
+    ) -> Iterator[OpenPair]:
+        """Opens two stores on one file, as two processes have them."""
+        made: list[Broker] = []
+
+        def make(**options: Any) -> tuple[Broker, Broker]:
+            settings = {"history": 256, "history_seconds": HISTORY_SECONDS, "history_bytes": 1 << 26, "timeout": 5.0, **options}
+            path = str(tmp_path / f"{len(made)}.db")
+            pair = [SharedBroker(SQLiteStore(path, **settings), waker, chores.append, **settings) for _ in range(2)]
+            for broker in pair:
+                broker.open()
+            made.extend(pair)
+            return pair[0], pair[1]
+
+        yield make
+        for broker in made:
+            broker.close()
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Its follower looks at the file every few milliseconds."""
+        wait_until(condition, 20)
