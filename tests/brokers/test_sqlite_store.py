@@ -435,6 +435,18 @@ class TestKeepsAll:
         assert rows(path, kept) == rows(path, noted)
         assert dict(rows(path, "SELECT channel, entries FROM channels"))["run"] == 0
 
+    def test_bytes_at_the_end(self, opened: Open, path: Path) -> None:
+        """A long run counts against the bytes of all as soon as it has ended, not when as much has been published again."""
+        store = opened(history_bytes=1 << 17)
+        for number in range(1000):
+            store.publish(event("run", "x" * 1000, history=KEEP_ALL, is_end=number == 999))
+        (size,) = rows(path, "SELECT sum(length(event) + 200) FROM events")[0]
+        assert size > 1 << 20
+        for _ in range(20):
+            store.publish(event("plain"))
+        (size,) = rows(path, "SELECT sum(length(event) + 200) FROM events")[0]
+        assert size <= 1 << 17
+
     def test_at_the_front(self, store: SQLiteStore, clock: FakeTime, path: Path) -> None:
         """Entries that stay at the front of the log for long keep no others from going, which are passed over once."""
         for number in range(500):
