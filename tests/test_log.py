@@ -606,6 +606,7 @@ class TestKeepAll:
         log = new_log(seconds=10)
         for number in range(30):
             put(log, "run", history=KEEP_ALL if number % 10 == 0 else 5 if number % 10 == 5 else None)
+            assert log.silent(1.0) == (["run"] if number % 10 < 5 else [])
             assert log.size == (0 if number % 10 < 5 else sum(one.size for one in log.merged(["run"], 0)))
         assert len(kept(log, "run")) == 5
         log.expire(11)

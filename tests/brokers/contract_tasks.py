@@ -463,6 +463,32 @@ class SharedTaskContract(TaskContract):
         ring = other.log.find("run")
         assert ring is not None and len(ring.entries) == 100
 
+    def test_hole_of_what_is_gone(self, pair: tuple[Broker, Broker], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A process that missed what the store has no more tells its readers, and counts what it has from then on."""
+        one, other = pair
+        assert isinstance(other, SharedBroker)
+        reader = Reader(other, "news")
+        one.publish("news", event("1"))
+        self.wait_for(lambda: reader.data == ["1"])
+        missed: list[Entry] = []
+
+        def miss(head: Head, entries: Sequence[Entry]) -> None:
+            missed.extend(entries)
+
+        monkeypatch.setattr(other, "arrived", miss)
+        one.publish("news", event("2"))
+        self.wait_for(lambda: len(missed) == 1)
+        monkeypatch.setattr(other, "arrived", type(other).arrived.__get__(other))
+        clock.advance(HISTORY_SECONDS + 40)
+        one.publish("news", event("3"))
+        self.wait_for(lambda: reader.data == ["1", "3"])
+        assert reader.missed == 1
+        ring = other.log.find("news")
+        assert ring is not None and other.log.size == ring.size == ring.entries[0].size
+        clock.advance(HISTORY_SECONDS + 40)
+        other.expire(clock.now)
+        assert other.log.size == 0 and not ring.entries
+
 
 def event_data(body: bytes) -> str:
     """The data of an encoded event of one line."""
