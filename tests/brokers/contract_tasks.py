@@ -485,9 +485,15 @@ class SharedTaskContract(TaskContract):
         assert reader.missed == 1
         ring = other.log.find("news")
         assert ring is not None and other.log.size == ring.size == ring.entries[0].size
+        # And where nothing follows by which it would hear of that.
+        monkeypatch.setattr(other, "arrived", miss)
+        one.publish("news", event("4"))
+        self.wait_for(lambda: len(missed) == 2)
         clock.advance(HISTORY_SECONDS + 40)
+        other.resumed(other.store.head())
+        assert reader.missed == 2 and not ring.entries
+        assert other.log.size == 0
         other.expire(clock.now)
-        assert other.log.size == 0 and not ring.entries
 
 
 def event_data(body: bytes) -> str:
