@@ -138,8 +138,9 @@ class TestProtocol:
     @pytest.mark.parametrize(
         ("value", "seconds"),
         [
-            ("0", 0), ("7", 7), (" 7 ", 7), ("86401", 86400), ("9" * 5000, 86400), ("-1", 0), ("1.5", 0), ("soon", 0), ("", 0), ("٣", 0),
-            ("Thu, 01 Jan 1970 00:16:50 GMT", 10), ("Thu, 01 Jan 1970 00:16:30 GMT", 0), ("Fri, 31 Dec 9999 23:59:59 GMT", 86400),
+            ("0", 0), ("7", 7), (" 7 ", 7), ("86401", 86400), ("9" * 5000, 86400), ("-1", 0), ("1.5", 0), ("soon", 0), ("", 0),
+            ("٣", 0), ("Thu, 01 Jan 1970 00:16:50 GMT", 10), ("Thu, 01 Jan 1970 00:16:30 GMT", 0),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", 86400),
             ("Fri, 99 Dec 1999 23:59:59 GMT", 0),
         ],
     )  # fmt: skip
@@ -475,7 +476,7 @@ class TestErrors:
         headers = {"Content-Type": "application/json", "Transfer-Encoding": "chunked"}
         with ScriptedServer([{"request": {}, "answer": {"status": 404, "headers": headers, "stream": [body]}}]) as server:
             source = EventSource(server.url + "?token=hidden")
-            with pytest.raises(StreamRefused, match="the server answered 404: .*not yours") as raised:
+            with pytest.raises(StreamRefused, match=r"the server answered 404: .*not yours") as raised:
                 next(source)
             assert raised.value.status == 404
             assert raised.value.details == {"error": "not yours", "padding": "x" * 3000}
@@ -510,7 +511,11 @@ class TestErrors:
     def test_secrets_are_not_shown(self, caplog: pytest.LogCaptureFixture) -> None:
         """Neither token nor password is in a repr, an error, its causes or a log, whatever fails; both are sent."""
         caplog.set_level(logging.DEBUG)
-        shown = []
+        shown: list[str] = []
+
+        def show(error: StreamInterrupted) -> None:
+            shown.append(repr(error))
+
         for options in (
             {"token": "s3cret"},
             {"token": "s3cret\n"},
@@ -520,10 +525,9 @@ class TestErrors:
         ):
             with ScriptedServer([{"request": {}, "answer": {"status": 503}}, {"request": {}, "answer": {"status": 403}}]) as server:
                 address = server.url.replace("//", "//me:s3cret@")
-                source = EventSource(address, backoff=0, on_retry=lambda error: shown.append(repr(error)), **options)
-                shown.append(repr(source))
                 with pytest.raises(SSEError) as raised:
-                    next(source)
+                    list(EventSource(address, backoff=0, on_retry=show, **options))
+                shown.append(repr(EventSource(address)))
                 error: BaseException | None = raised.value
                 while error is not None:
                     shown += [str(error), repr(error), repr(vars(error))]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What a bearer token is made of (RFC 6750 2.1): above all no line break, and nothing that an error would have to show.
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NOT_IN_A_VALUE: Final = re.compile(r"^[ \t]|[ \t]$|[\0\n\v\f\r]")
 
 Given = TypeVar("Given")
 
@@ -77,9 +79,11 @@ class StreamRequest(Generic[Given]):
         self.method = method.upper()
         self.token = token
         self._arguments = {name: value for name, value in arguments.items() if value is not None}
-        self._headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+        own = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+        for name, value in (headers or {}).items():
+            _check_header(name, value)
         given = {name.lower() for name in headers or ()}
-        self._headers = {name: value for name, value in self._headers.items() if name.lower() not in given} | dict(headers or {})
+        self._headers = {name: value for name, value in own.items() if name.lower() not in given} | dict(headers or {})
         self.has_key = "idempotency-key" in given
         self._timeout = self._httpx.Timeout(timeout, read=stall_timeout or None)
         self.url, self._auth = _without_user(url)
@@ -165,6 +169,14 @@ def checked_token(token: object) -> str:
 def _check_seconds(name: str, value: object, *, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MAX_RETRY_AFTER:
         raise InvalidSetting(name, value, f"a number of seconds from {least:g} to {MAX_RETRY_AFTER:g}")
+
+
+def _check_header(name: object, value: object) -> None:
+    # httpcore would say what is wrong with one, and log the value.
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidSetting("headers", name, "a mapping of header names to their values")
+    if not isinstance(value, str) or _NOT_IN_A_VALUE.search(value):
+        raise InvalidSetting("headers", f"a value of {name} that isn't shown", "one line of text, without spaces at its ends")
 
 
 def _without_user(url: str) -> tuple[str, tuple[str, str] | None]:
