@@ -36,6 +36,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
+	@sh tests/system.sh node
 	@$(BIN)/python -m pytest $(ARGS)
 
 # All four say what they have to say, even when the first fails.

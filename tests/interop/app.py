@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, request, send_from_directory
+from flask import Flask, Response, redirect, request, send_from_directory
+from werkzeug.wrappers import Response as BaseResponse
 
 from sseflask import SSE, ServerSentEvent
 from tests.interop.events import EVENTS, NUMBERS
@@ -62,13 +63,14 @@ def count(name: str) -> None:
 @app.get("/datastar")
 @sse.stream
 def datastar() -> Iterator[ServerSentEvent]:
-    """Datastar's events: counts on from where the page is, then sends it a signal."""
+    """Datastar's events: signals and fragments that count on from where the page is."""
     after = int(request.headers.get("Last-Event-ID", -1))
     for n in itertools.count(after + 1):
-        data = f"selector #list\nmergeMode append\nfragments <i>{n}</i>"
-        yield ServerSentEvent(data, event="datastar-merge-fragments", id=str(n))
+        # The one with the id comes last: what a client gets again, cut off between the two, changes nothing.
         signals = f'signals {{"last": {n}, "text": "\u2028 🦜"}}'
-        yield ServerSentEvent(signals, event="datastar-merge-signals", id=str(n))
+        yield ServerSentEvent(signals, event="datastar-merge-signals")
+        fragments = f"selector #list\nmergeMode append\nfragments <i>{n}</i>"
+        yield ServerSentEvent(fragments, event="datastar-merge-fragments", id=str(n))
         time.sleep(0.02)
 
 
@@ -96,8 +98,11 @@ def page(name: str) -> str:
 
 
 @app.get("/node/<path:path>")
-def script(path: str) -> Response:
-    """The libraries' scripts."""
+def script(path: str) -> BaseResponse:
+    """The libraries' scripts; where a module imports another without its file's ending, as npm's Datastar does, the way there."""
+    for ending in (".js", "/index.js"):
+        if not path.endswith(".js") and (NODE_MODULES / f"{path}{ending}").is_file():
+            return redirect(f"/node/{path}{ending}")
     return send_from_directory(NODE_MODULES, path)
 
 
