@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,14 @@ class Outcome:
         """Compare with what the table says."""
         assert self.events == case["then"]["events"]
         assert self.errors == case["then"]["errors"]
+
+
+def checked(outcomes: Mapping[str, Outcome | BaseException], case: Mapping[str, Any]) -> None:
+    """Compare what has come of a case with what the table says."""
+    outcome = outcomes[case["name"]]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    outcome.check(case)
 
 
 def is_enough(case: Mapping[str, Any], outcome: Outcome) -> bool:
@@ -246,33 +255,51 @@ class Player:
         return self.protocol.failed(end, now=self.now, is_clean=end == "clean")
 
 
-class TestEventSource:
-    """The blocking one, on sockets."""
+Outcomes = Mapping[str, Outcome | BaseException]
 
-    @each_case
-    def test_cases(self, case: dict[str, Any]) -> None:
-        """It does to a real server what the table says."""
-        outcome = Outcome()
+
+def run(case: dict[str, Any]) -> Outcome | BaseException:
+    """Runs a case with a blocking event source on sockets."""
+    outcome = Outcome()
+    stays_open = case["then"]["state"] == "open"
+    try:
         with ScriptedServer(case["steps"]) as server:
             with EventSource(server.url, on_retry=outcome.retrying, **options_of(case)) as source:
                 try:
                     for event in source:
                         outcome.events.append(triple(event))
                         if is_enough(case, outcome):
-                            assert source.state is SourceState.OPEN
                             break
                 except EventSourceError as error:
                     outcome.raised(error)
                 else:
-                    assert (source.state is SourceState.OPEN) == (case["then"]["state"] == "open")
+                    assert (source.state is SourceState.OPEN) == stays_open
             assert source.state is SourceState.CLOSED
             assert server.count == len(case["steps"])
             assert server.faults == []
-        outcome.check(case)
+    except BaseException as error:
+        return error
+    return outcome
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> Mapping[str, Outcome | BaseException]:
+def outcomes() -> Outcomes:
+    """What comes of all cases, several at a time: most of them wait."""
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip((case["name"] for case in CASES), pool.map(run, CASES), strict=True))
+
+
+class TestEventSource:
+    """The blocking one, on sockets."""
+
+    @each_case
+    def test_cases(self, outcomes: Outcomes, case: dict[str, Any]) -> None:
+        """It does to a real server what the table says."""
+        checked(outcomes, case)
+
+
+@pytest.fixture(scope="module")
+def async_outcomes() -> Outcomes:
     """What comes of all cases, run at the same time."""
 
     async def run(case: dict[str, Any]) -> Outcome:
@@ -300,12 +327,9 @@ class TestAsyncEventSource:
     """The asynchronous one, on sockets."""
 
     @each_case
-    def test_cases(self, outcomes: Mapping[str, Outcome | BaseException], case: dict[str, Any]) -> None:
+    def test_cases(self, async_outcomes: Outcomes, case: dict[str, Any]) -> None:
         """It does to a real server what the table says."""
-        outcome = outcomes[case["name"]]
-        if isinstance(outcome, BaseException):
-            raise outcome
-        outcome.check(case)
+        checked(async_outcomes, case)
 
 
 class Held:

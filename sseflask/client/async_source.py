@@ -110,9 +110,9 @@ class AsyncEventSource(_Base):
             self._token = checked_token(await given if inspect.isawaitable(given) else given)
         if self._client is None:
             self._client = load_httpx().AsyncClient(**self._request.client_options())
-        self._protocol.requested()
         try:
             request = self._request.build(self._client, headers, self._token)
+            self._protocol.requested()
             response = await self._client.send(request, **self._request.send_options(self._token))
         except self._request.failures() as error:
             await self._lose(error)

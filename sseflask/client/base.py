@@ -136,7 +136,7 @@ class BaseEventSource(Generic[Client, Given]):
 
     @property
     def state(self) -> SourceState:
-        """Where it is; closed as soon as it was told to close, or the last event was given out and there is no error to raise."""
+        """Where it is. Closed as soon as it was told to, or has ended for good: events that had come before are still given out."""
         return SourceState.CLOSED if self._is_closing or self._is_over else self._protocol.state
 
     @property
@@ -167,7 +167,7 @@ class BaseEventSource(Generic[Client, Given]):
     def _turn_to(self, action: Action, cause: Exception | None = None) -> None:
         """Take what the protocol says to do next."""
         self._action, self._cause = action, cause
-        if not isinstance(action, Connect):
+        if not isinstance(action, Connect) or self._is_closing:
             return
         self._due = time.monotonic() + action.delay
         if action.renew_token:

@@ -119,10 +119,10 @@ class EventSource(_Base):
             self._token = checked_token(token() if callable(token) else token)
         if self._client is None:
             self._client = load_httpx().Client(**self._request.client_options())
-        self._protocol.requested()
         try:
             # Who brings a client may share its connections: they aren't ours to shut down before they are known to be.
             request = self._request.build(self._client, headers, self._token, self._trace if self._owns_client else None)
+            self._protocol.requested()
             response = self._client.send(request, **self._request.send_options(self._token))
         except self._request.failures() as error:
             self._lose(error)
