@@ -116,7 +116,10 @@ def read_request(connection: socket.socket) -> tuple[str, Headers, bytes, bytes]
         data += piece
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.split(b"\r\n")
-    headers = {name.decode().lower(): value.decode() for name, _, value in (line.partition(b": ") for line in lines)}
+    headers: dict[str, str] = {}
+    for name, _, value in (line.decode().partition(": ") for line in lines):
+        # Twice the same header is a fault that no single value has.
+        headers[name.lower()] = f"{headers[name.lower()]}, {value}" if name.lower() in headers else value
     while len(body) < int(headers.get("content-length", 0)):
         body += connection.recv(65536)
     return first.split()[0].decode(), headers, body, head

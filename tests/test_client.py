@@ -595,13 +595,13 @@ class TestSurroundings:
     """What it needs, and what it doesn't."""
 
     def test_a_client_of_the_users_own(self) -> None:
-        """It is asked with, its headers count, and it isn't closed."""
+        """It is asked with, its headers count but for the token's, and it isn't closed."""
         step = {
             "request": {"headers": {"X-Mine": "1", "Authorization": "Bearer t"}},
             "answer": {"stream": ["data: a\n\n"], "end": "hold"},
         }
         with ScriptedServer([step]) as server, httpx.Client(headers={"X-Mine": "1", "Authorization": "old"}) as client:
-            with EventSource(server.url, client=client, token="t") as source:
+            with EventSource(server.url, client=client, token="t", headers={"authorization": "older"}) as source:
                 assert next(source).data == "a"
                 thread, told = in_thread(lambda: list(source))
                 source.close()
@@ -645,6 +645,7 @@ class TestSurroundings:
             {"request": {}, "answer": {"status": 503}},
             {"request": {}, "answer": {"stream": [300, "id: 1\ndata: a\n\n", 300]}},
             {"request": {}, "answer": {"stream": ["data: b\n\n"], "end": "hold"}},
+            {"request": {"headers": {"Last-Event-ID": "1"}}, "answer": {"stream": ["data: c\n\n"], "end": "hold"}},
         ]
         with ScriptedServer(steps) as server:
             told = run_script(
@@ -654,7 +655,7 @@ class TestSurroundings:
                 import gevent, json
                 from sseflask.client import EventSource
 
-                ticks, longest, beginning = 0, 0.0, None
+                ticks = 0
 
                 def tick():
                     global ticks
@@ -666,16 +667,20 @@ class TestSurroundings:
                 source = EventSource({server.url!r}, backoff=0.3, max_backoff=0.3, stall_timeout=0)
                 data = [next(source).data, next(source).data]
                 seen = ticks
-                reader = gevent.spawn(list, source)
                 with gevent.Timeout(0.2, False):
-                    reader.join()
+                    next(source)
+                data += [source.state, next(source).data]
+                reader = gevent.spawn(list, source)
+                gevent.sleep(0.1)
                 source.close()
                 reader.join(10)
                 print(json.dumps({{"data": data, "ticks": seen, "rest": reader.value}}))
                 """
             )
+            assert server.faults == []
         told = json.loads(told)
-        assert told["data"] == ["a", "b"] and told["rest"] == []
+        # A time-out of gevent's ends one wait, not the source.
+        assert told["data"] == ["a", "b", "waiting", "c"] and told["rest"] == []
         # 0.6 s of waiting at the least.
         assert told["ticks"] >= 10
 
