@@ -63,7 +63,7 @@ bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
 clean:
-	@rm -rf $(VENV) benchmarks/.env build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
