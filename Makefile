@@ -38,6 +38,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
+	@sh tests/system.sh node
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # All four say what they have to say, even when the first fails.
@@ -64,7 +65,7 @@ bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
 clean:
-	@rm -rf $(VENV) benchmarks/.env build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
