@@ -106,7 +106,7 @@ class ScriptServer:
         with self._lock:
             self._open.add(connection)
         try:
-            with connection, contextlib.suppress(ConnectionError, TimeoutError):
+            with connection, contextlib.suppress(OSError):  # The client has hung up, or doesn't.
                 connection.settimeout(PATIENCE_SECONDS)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._answer(connection)
