@@ -1,0 +1,65 @@
+"""Streams for pages with the browser client: channels, one with a snapshot, and a POST that counts on."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Flask, Response, request
+
+from sseflask import SSE, ServerSentEvent, current_stream
+from tests.live.apps import journal
+from tests.live.apps.environment import from_environment
+
+app = Flask(__name__)
+app.config.update(SSE_PUBLIC_CHANNELS=["*"], SSE_RETRY=100)
+app.config.update(from_environment())
+app.register_blueprint(journal.blueprint)
+sse = SSE()
+
+
+@app.get("/")
+def page() -> str:
+    """A page of the same origin."""
+    return '<!doctype html><link rel="icon" href="data:,"><title>Client</title>'
+
+
+@app.post("/publish/<channel>")
+def publish(channel: str) -> dict[str, Any]:
+    """Publishes the numbers from `first` up to but not `end`."""
+    first, end = request.args.get("first", 0, int), int(request.args["end"])
+    return {"ids": [sse.publish(n, channel=channel, event="n") for n in range(first, end)]}
+
+
+@app.post("/close/<channel>")
+def close(channel: str) -> dict[str, Any]:
+    """Closes the channel."""
+    return {"id": sse.channel(channel).close({"over": True})}
+
+
+@app.get("/hang")
+def hang() -> str:
+    """Answers after some seconds."""
+    time.sleep(float(request.args["seconds"]))
+    return ""
+
+
+@app.get("/with-snapshot")
+def with_snapshot() -> Response:
+    """The channel `news`, after an event that says what it is."""
+    return sse.subscribe("news", snapshot=lambda: [ServerSentEvent({"all": "of it"}, event="snapshot")])
+
+
+@app.post("/count")
+@sse.stream
+def count() -> Iterator[ServerSentEvent]:
+    """Counts on from the id that the client saw last, and says what it was asked."""
+    asked = request.get_json()["asked"]
+    for n in itertools.count(int(current_stream.last_event_id or -1) + 1):
+        yield ServerSentEvent({"n": n, "asked": asked}, event="n", id=str(n))
+        time.sleep(0.01)
+
+
+app.register_blueprint(sse, url_prefix="/events")

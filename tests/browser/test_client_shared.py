@@ -1,0 +1,319 @@
+"""`share: true` in Chromium: many tabs, one connection, and nothing lost or doubled when the leading tab goes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from tests.browser.conftest import Console
+from tests.conftest import Serve
+from tests.live.client import get
+from tests.live.journal import stats
+from tests.live.process import wait_until
+from tests.live.server import Server
+
+APP = "tests.browser.apps.client_app:app"
+
+# Counts the connections that the page has open, and opens a shared one: `tab`.
+OPEN = """async ([url, timeout, options]) => {
+  const real = window.fetch;
+  const tab = (window.tab = { open: 0, opened: 0, numbers: [], others: [], errors: [], states: [] });
+  window.fetch = (address, init) => {
+    tab.open++;
+    tab.opened++;
+    init.signal.addEventListener("abort", () => tab.open--);
+    return real(address, init);
+  };
+  const { connect } = await import("/events/-/client.js");
+  const other = (event) => tab.others.push([event.type, event.data]);
+  tab.connection = connect(url, {
+    share: { timeout }, parse: "json", backoff: { base: 100, max: 500 }, ...options,
+    on: {
+      n: (event) => tab.numbers.push(event.data), snapshot: other, "stream-open": other, "stream-reset": other,
+      "stream-end": () => other({ type: "stream-end" }),
+    },
+    onError: (error) => tab.errors.push([error.message, error.status, error.retrying]),
+    onState: (state) => tab.states.push(state),
+  });
+}"""
+
+
+# Nothing runs in the page for some seconds.
+HANG = """setTimeout(() => {
+  const request = new XMLHttpRequest();
+  request.open("GET", "/hang?seconds=5", false);
+  request.send();
+  window.tab.hung = true;
+})"""
+# A page that is driven counts as visible and can't be frozen: it is told so, and then nothing runs.
+FREEZE = f"""() => {{
+  document.dispatchEvent(new Event("freeze"));
+  {HANG};
+  setTimeout(() => document.dispatchEvent(new Event("resume")));
+}}"""
+
+
+class Tab:
+    """A page that shares a stream.
+
+    Attributes:
+        page: The page.
+    """
+
+    def __init__(self, page: Page, server: Server, url: str, *, timeout: int = 10_000, **options: object) -> None:
+        self.page = page
+        page.goto(server.url("/"))
+        page.evaluate(OPEN, [url, timeout, options])
+
+    def get(self, what: str) -> Any:
+        """Something of `window.tab`."""
+        return self.page.evaluate(f"window.tab.{what}")
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers that have come, in their order."""
+        numbers: list[int] = self.get("numbers")
+        return numbers
+
+    @property
+    def leads(self) -> bool:
+        """Whether it has a connection."""
+        return int(self.get("open")) > 0
+
+    def wait(self, condition: str, timeout: float = 20) -> None:
+        """Waits for something about `tab`."""
+        self.page.wait_for_function(f"() => {{ const {{ tab }} = window; return {condition}; }}", timeout=timeout * 1000, polling=50)
+
+    def wait_for_number(self, number: int) -> None:
+        """Waits until this one has come."""
+        self.wait(f"tab.numbers.includes({number})")
+
+
+@pytest.fixture
+def server(serve: Serve, console: Console) -> Server:
+    """The app."""
+    console.allow(r"net::ERR_|Failed to load resource")
+    return serve(APP, env={"SSE_DRAIN_SECONDS": "1"})
+
+
+@pytest.fixture
+def context(chromium: Browser, server: Server) -> Iterator[BrowserContext]:
+    """A profile whose pages are tabs of one browser; closed before the server is."""
+    context = chromium.new_context()
+    context.set_default_timeout(20_000)
+    yield context
+    context.close()
+
+
+Open = Callable[..., Tab]
+
+
+@pytest.fixture
+def tab(context: BrowserContext, server: Server, console: Console) -> Iterator[Open]:
+    """Opens a tab that shares the channel `news`: `tab()`, or another URL."""
+
+    def open_tab(url: str = "/events/news", **options: Any) -> Tab:
+        page = context.new_page()
+        console.watch(page)
+        return Tab(page, server, url, **options)
+
+    yield open_tab
+    assert console.complaints() == []
+
+
+def publish(server: Server, first: int, end: int) -> None:
+    """Publishes the numbers from `first` up to `end`."""
+    reply = get(server, f"/publish/news?first={first}&end={end}", method="POST", body=b"")
+    assert reply.status == 200, reply
+
+
+def the_leader(tabs: list[Tab]) -> Tab:
+    """The only one that has a connection, when that has settled."""
+    def only() -> bool:
+        connections = [tab.get("open") for tab in tabs]
+        assert sorted(connections) == [*[0] * (len(tabs) - 1), 1], connections
+        return True
+
+    wait_until(only, 20, "one tab to lead")
+    return next(tab for tab in tabs if tab.leads)
+
+
+@contextlib.contextmanager
+def publishing(server: Server, first: int) -> Iterator[list[int]]:
+    """Publishes numbers without a break meanwhile; gives them."""
+    published = list(range(first))
+    over = threading.Event()
+
+    def publish_on() -> None:
+        while not over.wait(0.01):
+            publish(server, len(published), len(published) + 1)
+            published.append(len(published))
+
+    thread = threading.Thread(target=publish_on)
+    thread.start()
+    try:
+        yield published
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_ten_tabs_have_one_connection(tab: Open, context: BrowserContext, server: Server) -> None:
+    """On HTTP/1.1 ten tabs get each event, once; the server has one stream, and a plain page of the site still loads."""
+    tabs = [tab() for _ in range(10)]
+    for each in tabs:
+        each.wait("tab.connection.readyState === 1")
+    wait_until(lambda: stats(server)["streams"] == 1, 15, "one stream")
+    publish(server, 0, 50)
+    for each in tabs:
+        each.wait_for_number(49)
+        assert each.numbers == list(range(50))
+        assert each.get("errors") == []
+    the_leader(tabs)
+    page = context.new_page()
+    page.goto(server.url("/"))
+    assert page.title() == "Client"
+
+    # One that comes later begins at what is published then.
+    late = tab()
+    late.wait("tab.connection.readyState === 1")
+    wait_until(lambda: not late.leads, 15, "the late tab to have no connection of its own")
+    publish(server, 50, 60)
+    for each in [*tabs, late]:
+        each.wait_for_number(59)
+    assert late.numbers == list(range(50, 60))
+    assert tabs[3].numbers == list(range(60))
+
+    # The end event closes all of them, and nobody asks again.
+    assert get(server, "/close/news", method="POST", body=b"").status == 200
+    for each in [*tabs, late]:
+        each.wait("tab.connection.readyState === 2")
+        assert each.get("others").count(["stream-end", None]) == 1
+    opened = sum(each.get("opened") for each in tabs)
+    wait_until(lambda: stats(server)["streams"] == 0, 15, "no stream")
+    assert sum(each.get("opened") for each in tabs) == opened
+
+
+def test_nothing_is_lost_when_the_leading_tab_goes(tab: Open, server: Server) -> None:
+    """Events flow; the leading tab is closed, the next one loads another page, the third is frozen, the fourth lets go: none is lost or doubled."""
+    tabs = [tab() for _ in range(6)]
+    for each in tabs:
+        each.wait("tab.connection.readyState === 1")
+    left, frozen = list(tabs), list[Tab]()
+    with publishing(server, 0) as published:
+        for how in ("close", "leave", "freeze", "let go"):
+            for each in left:
+                each.wait_for_number(len(published) + 5)
+            leader = the_leader(left)
+            left.remove(leader)
+            if how == "close":
+                leader.page.close()
+            elif how == "leave":
+                leader.page.goto("about:blank")
+            elif how == "freeze":
+                leader.page.evaluate(FREEZE)
+                frozen.append(leader)
+            else:
+                leader.page.evaluate("window.tab.connection.close()")
+            for each in left:
+                each.wait_for_number(len(published) + 5)
+        # The frozen one wakes up and gets what it missed.
+        for each in frozen:
+            each.wait("tab.hung")
+            left.append(each)
+            each.wait_for_number(len(published) + 5)
+    for each in left:
+        each.wait_for_number(len(published) - 1)
+        assert each.numbers == list(range(each.numbers[0], len(published)))
+        assert [kind for kind, _ in each.get("others")].count("stream-reset") == 0
+    assert len(left) == 3
+    the_leader(left)
+
+
+def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Server) -> None:
+    """A leader that hangs without a word is replaced after the time-out; when it is back it is one of the others, and misses nothing."""
+    tabs = [tab(timeout=1_500) for _ in range(3)]
+    for each in tabs:
+        each.wait("tab.connection.readyState === 1")
+    publish(server, 0, 5)
+    for each in tabs:
+        each.wait_for_number(4)
+    leader = the_leader(tabs)
+    leader.page.evaluate(HANG)
+    publish(server, 5, 10)
+    others = [each for each in tabs if each is not leader]
+    for each in others:
+        each.wait_for_number(9)
+    assert sum(each.leads for each in others) == 1
+    leader.wait("tab.hung")
+    publish(server, 10, 15)
+    for each in tabs:
+        each.wait_for_number(14)
+        assert each.numbers == list(range(15))
+    assert the_leader(tabs) is not leader
+
+
+def test_tabs_share_a_stream_with_a_snapshot(tab: Open, server: Server) -> None:
+    """Each tab gets the snapshot, once, though it came when the others were there already, and then what all get."""
+    tabs = [tab("/with-snapshot") for _ in range(3)]
+    for each in tabs:
+        each.wait("tab.others.some(([type]) => type === 'snapshot')")
+    the_leader(tabs)
+    publish(server, 0, 5)
+    tabs.append(tab("/with-snapshot"))
+    tabs[-1].wait("tab.others.some(([type]) => type === 'snapshot')")
+    the_leader(tabs)
+    publish(server, 5, 10)
+    for number, each in enumerate(tabs):
+        each.wait_for_number(9)
+        assert each.numbers == list(range(0 if number < 3 else 5, 10))
+        assert [kind for kind, _ in each.get("others")].count("snapshot") == 1
+
+
+def test_tabs_come_back_together(tab: Open, server: Server) -> None:
+    """When the server is restarted all tabs are told, come back over one connection, and get the reset."""
+    tabs = [tab() for _ in range(3)]
+    for each in tabs:
+        each.wait("tab.connection.readyState === 1")
+    publish(server, 0, 3)
+    for each in tabs:
+        each.wait_for_number(2)
+    server.stop()
+    for each in tabs:
+        each.wait("tab.errors.length > 0")
+    server.start()
+    for each in tabs:
+        each.wait("tab.others.some(([type]) => type === 'stream-reset')")
+    publish(server, 3, 6)
+    for each in tabs:
+        each.wait_for_number(5)
+        assert each.numbers == list(range(6))
+        assert all(retrying for _, _, retrying in each.get("errors"))
+    the_leader(tabs)
+    assert stats(server)["streams"] == 1
+
+
+def test_a_browser_that_cannot_share_connects_alone(context: BrowserContext, server: Server, console: Console) -> None:
+    """Without Web Locks, and where they are refused, each tab has its own connection."""
+    tabs = []
+    for script in (
+        "delete Navigator.prototype.locks",
+        "navigator.locks.request = () => Promise.reject(new DOMException('no', 'SecurityError'))",
+    ):
+        page = context.new_page()
+        console.watch(page)
+        page.add_init_script(script)
+        tabs.append(Tab(page, server, "/events/news"))
+    for each in tabs:
+        each.wait("tab.connection.readyState === 1")
+    wait_until(lambda: stats(server)["streams"] == 2, 15, "two streams")
+    publish(server, 0, 3)
+    for each in tabs:
+        each.wait_for_number(2)
+        assert each.numbers == [0, 1, 2]
+    assert console.complaints() == []
