@@ -44,16 +44,16 @@ OPEN = """async ([url, timeout, options]) => {
 
 
 # Nothing runs in the page for some seconds.
-HANG = """setTimeout(() => {
+HANG = """(seconds) => setTimeout(() => {
   const request = new XMLHttpRequest();
-  request.open("GET", "/hang?seconds=5", false);
+  request.open("GET", `/hang?seconds=${seconds}`, false);
   request.send();
   window.tab.hung = true;
 })"""
 # A page that is driven counts as visible and can't be frozen: it is told so, and then nothing runs.
-FREEZE = f"""() => {{
+FREEZE = f"""(seconds) => {{
   document.dispatchEvent(new Event("freeze"));
-  {HANG};
+  ({HANG})(seconds);
   setTimeout(() => document.dispatchEvent(new Event("resume")));
 }}"""
 
@@ -216,7 +216,7 @@ def test_nothing_is_lost_when_the_leading_tab_goes(tab: Open, server: Server) ->
             elif how == "leave":
                 leader.page.goto("about:blank")
             elif how == "freeze":
-                leader.page.evaluate(FREEZE)
+                leader.page.evaluate(FREEZE, 2)
                 frozen.append(leader)
             else:
                 leader.page.evaluate("window.tab.connection.close()")
@@ -244,7 +244,7 @@ def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Serve
     for each in tabs:
         each.wait_for_number(4)
     leader = the_leader(tabs)
-    leader.page.evaluate(HANG)
+    leader.page.evaluate(HANG, 5)
     publish(server, 5, 10)
     others = [each for each in tabs if each is not leader]
     for each in others:

@@ -1,15 +1,13 @@
-"""Streams for pages with the browser client: channels, one with a snapshot, and a POST that counts on."""
+"""Streams for pages with the browser client: channels, one with a snapshot, and an answer that is late."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask, Response, request
 
-from sseflask import SSE, ServerSentEvent, current_stream
+from sseflask import SSE, ServerSentEvent
 from tests.live.apps import journal
 from tests.live.apps.environment import from_environment
 
@@ -50,16 +48,6 @@ def hang() -> str:
 def with_snapshot() -> Response:
     """The channel `news`, after an event that says what it is."""
     return sse.subscribe("news", snapshot=lambda: [ServerSentEvent({"all": "of it"}, event="snapshot")])
-
-
-@app.post("/count")
-@sse.stream
-def count() -> Iterator[ServerSentEvent]:
-    """Counts on from the id that the client saw last, and says what it was asked."""
-    asked = request.get_json()["asked"]
-    for n in itertools.count(int(current_stream.last_event_id or -1) + 1):
-        yield ServerSentEvent({"n": n, "asked": asked}, event="n", id=str(n))
-        time.sleep(0.01)
 
 
 app.register_blueprint(sse, url_prefix="/events")
