@@ -176,7 +176,7 @@ PARSE = """async ([stream, sizes, names]) => {
   window.fetch = real;
   return results;
 }"""
-SMALL_BYTES = 20_000
+SMALL_BYTES = 2_000
 
 
 def test_the_client_follows_the_standard(client: Page) -> None:

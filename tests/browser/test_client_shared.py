@@ -19,8 +19,14 @@ from tests.live.server import Server
 
 APP = "tests.browser.apps.client_app:app"
 
-# Counts the connections that the page has open, and opens a shared one: `tab`.
+# Counts the connections that the page has open, and opens a shared one: `tab`. It doesn't get the messages that `tab.drop` is true for.
 OPEN = """async ([url, timeout, options]) => {
+  const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
+  Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
+    set(listener) {
+      set.call(this, (event) => window.tab.drop?.(event.data) || listener(event));
+    },
+  });
   const real = window.fetch;
   const tab = (window.tab = { open: 0, opened: 0, numbers: [], others: [], errors: [], states: [] });
   window.fetch = (address, init) => {
@@ -126,9 +132,9 @@ def tab(context: BrowserContext, server: Server, console: Console) -> Iterator[O
     assert console.complaints() == []
 
 
-def publish(server: Server, first: int, end: int) -> None:
-    """Publishes the numbers from `first` up to `end`."""
-    reply = get(server, f"/publish/news?first={first}&end={end}", method="POST", body=b"")
+def publish(server: Server, first: int, end: int, *, own: bool = False) -> None:
+    """Publishes the numbers from `first` up to `end`; under ids of ours, or of the publisher's own."""
+    reply = get(server, f"/publish/news?first={first}&end={end}{'&own' if own else ''}", method="POST", body=b"")
     assert reply.status == 200, reply
 
 
@@ -256,6 +262,82 @@ def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Serve
         each.wait_for_number(14)
         assert each.numbers == list(range(15))
     assert the_leader(tabs) is not leader
+
+
+def three_with_five(tab: Open, server: Server) -> list[Tab]:
+    """Three tabs that have five numbers; the first leads, and the second will after it: they wait in the order in which they came."""
+    tabs = []
+    for _ in range(3):
+        tabs.append(tab())
+        tabs[-1].wait("tab.connection.readyState === 1")
+    the_leader(tabs)
+    publish(server, 0, 5)
+    for each in tabs:
+        each.wait_for_number(4)
+    assert tabs[0].leads
+    return tabs
+
+
+def test_a_hole_is_filled_and_an_old_leader_is_not_heard(tab: Open, server: Server) -> None:
+    """A tab that missed a message gets the event over a connection of its own; what an older leader says is dropped."""
+    tabs = three_with_five(tab, server)
+    opened = [each.get("opened") for each in tabs]
+    tabs[2].page.evaluate("() => { tab.drop = (message) => message.event?.[1] === '6'; }")
+    tabs[1].page.evaluate(
+        """() => {
+          const channel = new BroadcastChannel(JSON.stringify(["sseflask", `${location.origin}/events/news`, false, ""]));
+          for (const n of [1, 6, 7]) channel.postMessage({ leader: 1, n, at: "", state: "closed", event: ["n", "-1"] });
+          channel.close();
+        }"""
+    )
+    publish(server, 5, 10)
+    for each in tabs:
+        each.wait_for_number(9)
+        assert each.numbers == list(range(10))
+    the_leader(tabs)
+    assert [each.get("opened") for each in tabs] == [opened[0], opened[1], opened[2] + 1]
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_new_leader_begins_where_the_last_tab_is(tab: Open, server: Server, heard: bool) -> None:
+    """A tab behind the others gets what it missed from the next leader; or by itself, if that one didn't hear where it is."""
+    tabs = three_with_five(tab, server)
+    opened = tabs[2].get("opened")
+    # The last of the messages: nothing shows that it is missing.
+    tabs[2].page.evaluate(f"() => {{ tab.drop = (message) => message.event?.[1] === '6' || (!{str(heard).lower()} && message.ask); }}")
+    publish(server, 5, 7)
+    for each in tabs[:2]:
+        each.wait_for_number(6)
+    tabs[2].wait_for_number(5)
+    tabs[2].page.evaluate("() => { const { drop } = tab; tab.drop = (message) => message.event ? false : drop(message); }")
+    tabs[0].page.close()
+    tabs[2].wait_for_number(6)
+    the_leader(tabs[1:])
+    publish(server, 7, 9)
+    for each in tabs[1:]:
+        each.wait_for_number(8)
+        assert each.numbers == list(range(9))
+    assert tabs[1].leads
+    assert tabs[2].get("opened") == opened + (0 if heard else 1)
+
+
+def test_ids_of_the_publishers_own_are_shared_too(tab: Open, server: Server) -> None:
+    """They can't be compared: over a handover each tab gets each event at least once."""
+    tabs = [tab() for _ in range(3)]
+    for each in tabs:
+        each.wait("tab.connection.readyState === 1")
+    the_leader(tabs)
+    publish(server, 0, 5, own=True)
+    for each in tabs:
+        each.wait_for_number(4)
+    leader = the_leader(tabs)
+    tabs.remove(leader)
+    leader.page.close()
+    publish(server, 5, 10, own=True)
+    for each in tabs:
+        each.wait_for_number(9)
+        assert list(dict.fromkeys(each.numbers)) == list(range(10))
+    the_leader(tabs)
 
 
 def test_tabs_share_a_stream_with_a_snapshot(tab: Open, server: Server) -> None:

@@ -26,9 +26,10 @@ def page() -> str:
 
 @app.post("/publish/<channel>")
 def publish(channel: str) -> dict[str, Any]:
-    """Publishes the numbers from `first` up to but not `end`."""
+    """Publishes the numbers from `first` up to but not `end`; with `own`, each under an id of its own."""
     first, end = request.args.get("first", 0, int), int(request.args["end"])
-    return {"ids": [sse.publish(n, channel=channel, event="n") for n in range(first, end)]}
+    own = "own" in request.args
+    return {"ids": [sse.publish(n, channel=channel, event="n", id=f"number {n}" if own else None) for n in range(first, end)]}
 
 
 @app.post("/close/<channel>")
