@@ -41,7 +41,7 @@ test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
 	@sh tests/system.sh node
-	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(CLIENT)/node_modules/.package-lock.json; fi
+	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(CLIENT)/node_modules/.package-lock.json || true
 	@$(BIN)/python -m pytest $(ARGS)
 
 # All four say what they have to say, even when the first fails.
@@ -66,7 +66,7 @@ format: $(VENV)/.lint
 
 client: $(CLIENT)/node_modules/.package-lock.json
 	@cd $(CLIENT) && npm run --silent build && npm run --silent check
-	@mkdir -p $(dir $(SERVED)) && cp $(CLIENT)/dist/client.js $(SERVED)
+	@mkdir -p $(dir $(SERVED)) && cp $(CLIENT)/dist/client.js $(CLIENT)/dist/client.LICENSE.txt $(dir $(SERVED))
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)

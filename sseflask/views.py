@@ -78,7 +78,8 @@ def client() -> Response:
     response = Response(CLIENT.read_bytes(), content_type="text/javascript; charset=utf-8")
     response.headers["Cache-Control"] = "no-cache"
     response.add_etag()
-    return response.make_conditional(request)
+    response.make_conditional(request)
+    return response
 
 
 def publish(sse: SSE, name: str) -> Response:

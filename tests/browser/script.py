@@ -1,4 +1,4 @@
-"""A server that plays the reconnect table: to each request of a case it answers as the case's next step says, and notes what came."""
+"""A server that plays the reconnect table: to each request of a case it answers as the case's next step says, and notes it."""
 
 from __future__ import annotations
 
@@ -150,9 +150,7 @@ def _play(connection: socket.socket, answer: dict[str, Any], request: Request, p
         _close(connection, request, reset=True)
         return
     if status is not None:
-        given = {
-            name: _dated(value).replace("{same}", path) for name, value in answer.get("headers", {}).items()
-        }
+        given = {name: _dated(value).replace("{same}", path) for name, value in answer.get("headers", {}).items()}
         streams = "stream" in answer
         headers = {"Content-Type": "text/event-stream", "Transfer-Encoding": "chunked"} if streams else {"Content-Length": "0"}
         connection.sendall(_head(status, headers | given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page
 
 from tests.browser.conftest import Console
-from tests.browser.script import Played, playing, table
+from tests.browser.script import ROOT, Played, playing, table
 from tests.conformance.vectors import decode_vectors
 from tests.conftest import Serve
 from tests.live.client import get
@@ -180,9 +181,9 @@ SMALL_BYTES = 2_000
 
 
 def test_the_client_follows_the_standard(client: Page) -> None:
-    """Each conformance vector, whole and in slices of one and seven bytes, gives the events that the standard says."""
+    """Each conformance vector, whole and byte by byte, gives the events that the standard says."""
     for vector in decode_vectors():
-        sizes = [1, 7, SMALL_BYTES] if len(vector.stream) < SMALL_BYTES else [len(vector.stream)]
+        sizes = [1, SMALL_BYTES] if len(vector.stream) < SMALL_BYTES else [len(vector.stream)]
         events = [[event.browser_type, event.data, event.browser_last_event_id] for event in vector.events]
         names = sorted({event.browser_type for event in vector.events})
         for result in client.evaluate(PARSE, [base64.b64encode(vector.stream).decode(), sizes, names]):
@@ -393,7 +394,7 @@ def test_a_page_that_goes_away_holds_nothing_and_comes_back(page: Page) -> None:
 
 
 def test_a_page_that_slept_reads_before_it_gives_up(page: Page) -> None:
-    """After a sleep a stream in which something comes is kept, and one in which nothing does is dropped: by the clock, not by ticks."""
+    """After a sleep a stream in which something comes is kept, and one in which nothing does is dropped."""
     lively = ["data: a\n\n", *[200, ":keepalive\n"] * 40]
     with playing([holding(lively), holding(["data: a\n\n"], ["data: b\n\n"])]) as server:
         page.clock.install()
@@ -411,7 +412,7 @@ def test_a_page_that_slept_reads_before_it_gives_up(page: Page) -> None:
 
 
 def test_a_manager_has_one_connection_per_key(page: Page) -> None:
-    """connect replaces the key's connection, disconnect ends it, one that ends by itself is forgotten, and leaving the page ends all."""
+    """A second connect replaces the first, disconnect ends it, one that ends by itself is forgotten, leaving the page ends all."""
     cases = [holding(["data: a\n\n"]), holding(["data: b\n\n"]), {"steps": [{"answer": {"status": 204}}]}, holding(["data: d\n\n"])]
     with playing(cases) as server:
         page.goto(server.origins[0])
@@ -440,7 +441,7 @@ def test_a_manager_has_one_connection_per_key(page: Page) -> None:
 
 
 def test_a_server_that_is_restarted_is_found_again(page: Page, serve: Serve, console: Console) -> None:
-    """Refused while it is down, the client comes back when it is up, gets the reset and what follows; the page's load keeps its position."""
+    """Refused while it is down, the client comes back when it is up, and gets the reset and what follows."""
     console.allow(NETWORK)
     server = serve("tests.browser.apps.client_app:app", env={"SSE_DRAIN_SECONDS": "1"})
     page.goto(server.url("/"))
@@ -470,3 +471,33 @@ def test_a_server_that_is_restarted_is_found_again(page: Page, serve: Serve, con
     assert all(status is None and retrying for _, status, retrying in page.evaluate("window.seen.errors"))
     assert get(server, "/close/news", method="POST", body=b"").status == 200
     wait_for(page, "window.connection.readyState === 2")
+
+
+# What the code of the docs may use, and what its requests are answered with: an event of each kind that it handles, and the end.
+AROUND_THE_DOCS = """() => {
+  window.show = () => {};
+  window.asked = [];
+  window.fetch = async (url, init) => {
+    if (url === "/token") return new Response("t");
+    asked.push([new URL(url, location).pathname, init.method, init.headers.get("Authorization"), init.body ?? null]);
+    const text = ["event: progress\\ndata: {\\"percent\\": 50}", "event: word\\ndata: {\\"word\\": \\"Hale\\"}", "data: plain",
+                  "event: stream-end\\ndata:"];
+    return new Response(text.join("\\n\\n") + "\\n\\n", { headers: { "Content-Type": "text/event-stream" } });
+  };
+}"""
+
+
+def test_the_code_of_the_docs_runs(client: Page) -> None:
+    """Each block of docs/browser.md runs in a page, and asks for what it says."""
+    text = (ROOT / "docs" / "browser.md").read_text()
+    code = re.findall(r"^```js\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    code += re.findall(r'^<script type="module">\n(.*?)^</script>', text, re.DOTALL | re.MULTILINE)
+    assert len(code) == 5
+    client.evaluate(AROUND_THE_DOCS)
+    for block in code:
+        assert "/events/-/client.js" in block
+        client.add_script_tag(content=block.replace("/events/-/client.js", "/client.js"), type="module")
+    wait_for(client, "window.asked.length >= 6 && document.body.textContent.includes('Hale')")
+    asked = client.evaluate("window.asked")
+    assert ["/answers", "POST", "Bearer t", '{"question":"Who keeps the light?"}'] in asked
+    assert {path for path, *_ in asked} == {"/events/news", "/jobs/7/events", "/jobs/8/events", "/answers"}

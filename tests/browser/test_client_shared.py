@@ -11,15 +11,14 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.browser.conftest import Console
-from tests.conftest import Serve
 from tests.live.client import get
-from tests.live.journal import stats
+from tests.live.journal import stats, wait_for_no_streams
 from tests.live.process import wait_until
 from tests.live.server import Server
 
 APP = "tests.browser.apps.client_app:app"
 
-# Counts the connections that the page has open, and opens a shared one: `tab`. It doesn't get the messages that `tab.drop` is true for.
+# Counts the connections that the page has open, and opens a shared one: `tab`. Messages that `tab.drop` is true for don't reach it.
 OPEN = """async ([url, timeout, options]) => {
   const { set } = Object.getOwnPropertyDescriptor(BroadcastChannel.prototype, "onmessage");
   Object.defineProperty(BroadcastChannel.prototype, "onmessage", {
@@ -93,23 +92,28 @@ class Tab:
 
     def wait(self, condition: str, timeout: float = 20) -> None:
         """Waits for something about `tab`."""
-        self.page.wait_for_function(f"() => {{ const {{ tab }} = window; return {condition}; }}", timeout=timeout * 1000, polling=50)
+        test = f"() => {{ const {{ tab }} = window; return {condition}; }}"
+        self.page.wait_for_function(test, timeout=timeout * 1000, polling=50)
 
     def wait_for_number(self, number: int) -> None:
         """Waits until this one has come."""
         self.wait(f"tab.numbers.includes({number})")
 
 
-@pytest.fixture
-def server(serve: Serve, console: Console) -> Server:
-    """The app."""
-    console.allow(r"net::ERR_|Failed to load resource")
-    return serve(APP, env={"SSE_DRAIN_SECONDS": "1"})
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The app; one server for all tests, and each ends with no stream."""
+    server = Server(APP, tmp_path_factory.mktemp("server"), env={"SSE_DRAIN_SECONDS": "1"})
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture
-def context(chromium: Browser, server: Server) -> Iterator[BrowserContext]:
+def context(chromium: Browser, server: Server, console: Console) -> Iterator[BrowserContext]:
     """A profile whose pages are tabs of one browser; closed before the server is."""
+    console.allow(r"net::ERR_|Failed to load resource")
+    wait_for_no_streams(server, 15)
     context = chromium.new_context()
     context.set_default_timeout(20_000)
     yield context
@@ -140,6 +144,7 @@ def publish(server: Server, first: int, end: int, *, own: bool = False) -> None:
 
 def the_leader(tabs: list[Tab]) -> Tab:
     """The only one that has a connection, when that has settled."""
+
     def only() -> bool:
         connections = [tab.get("open") for tab in tabs]
         assert sorted(connections) == [*[0] * (len(tabs) - 1), 1], connections
@@ -201,12 +206,12 @@ def test_ten_tabs_have_one_connection(tab: Open, context: BrowserContext, server
         each.wait("tab.connection.readyState === 2")
         assert each.get("others").count(["stream-end", None]) == 1
     opened = sum(each.get("opened") for each in tabs)
-    wait_until(lambda: stats(server)["streams"] == 0, 15, "no stream")
+    wait_for_no_streams(server, 15)
     assert sum(each.get("opened") for each in tabs) == opened
 
 
 def test_nothing_is_lost_when_the_leading_tab_goes(tab: Open, server: Server) -> None:
-    """Events flow; the leading tab is closed, the next one loads another page, the third is frozen, the fourth lets go: none is lost or doubled."""
+    """Events flow; one leading tab is closed, one goes elsewhere, one is frozen, one lets go: none is lost or doubled."""
     tabs = [tab() for _ in range(6)]
     for each in tabs:
         each.wait("tab.connection.readyState === 1")
@@ -242,7 +247,7 @@ def test_nothing_is_lost_when_the_leading_tab_goes(tab: Open, server: Server) ->
 
 
 def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Server) -> None:
-    """A leader that hangs without a word is replaced after the time-out; when it is back it is one of the others, and misses nothing."""
+    """A leader that hangs without a word is replaced; when it is back it is one of the others, and misses nothing."""
     tabs = [tab(timeout=1_500) for _ in range(3)]
     for each in tabs:
         each.wait("tab.connection.readyState === 1")
@@ -265,7 +270,7 @@ def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Serve
 
 
 def three_with_five(tab: Open, server: Server) -> list[Tab]:
-    """Three tabs that have five numbers; the first leads, and the second will after it: they wait in the order in which they came."""
+    """Three tabs that have five numbers; the first leads, and the second will after it: they wait in order."""
     tabs = []
     for _ in range(3):
         tabs.append(tab())
@@ -304,7 +309,8 @@ def test_a_new_leader_begins_where_the_last_tab_is(tab: Open, server: Server, he
     tabs = three_with_five(tab, server)
     opened = tabs[2].get("opened")
     # The last of the messages: nothing shows that it is missing.
-    tabs[2].page.evaluate(f"() => {{ tab.drop = (message) => message.event?.[1] === '6' || (!{str(heard).lower()} && message.ask); }}")
+    drop = "(heard) => { tab.drop = (message) => message.event?.[1] === '6' || (!heard && message.ask); }"
+    tabs[2].page.evaluate(drop, heard)
     publish(server, 5, 7)
     for each in tabs[:2]:
         each.wait_for_number(6)

@@ -38,11 +38,7 @@ export interface StateDetail {
 
 export type Token = string | null | undefined;
 
-/**
- * The names of a stream's events, and what their data are: `connect<{progress: Progress}>(…)`.
- *
- * Any name may come, so handlers of others are allowed; what those get is not checked.
- */
+/** `Events`: the names of a stream's events, and what their data are, as in `connect<{progress: Progress}>(…)`. */
 export interface Options<Events = Record<string, any>> {
   /** Named handlers; `message` gets events without a name. */
   on?: { [Name in keyof Events]?: (event: StreamEvent<Events[Name]>) => void };
