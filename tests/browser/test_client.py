@@ -335,12 +335,12 @@ def test_share_is_for_get(client: Page) -> None:
 # Makes `window.seen` and connections to the cases that are told.
 OPEN = """async ([number, options]) => {
   const { connect } = await import("/client.js");
-  window.seen = { numbers: [], errors: [], states: [] };
+  const seen = (window.seen = { numbers: [], errors: [], states: [] });
   window.connection = connect(`/case/${number}`, {
     backoff: { base: 20, max: 100 }, ...options,
-    on: { message: ({ data }) => window.seen.numbers.push(data) },
-    onError: ({ message }) => window.seen.errors.push(message),
-    onState: (state) => window.seen.states.push(state),
+    on: { message: ({ data }) => seen.numbers.push(data) },
+    onError: ({ message }) => seen.errors.push(message),
+    onState: (state) => seen.states.push(state),
   });
 }"""
 
