@@ -48,17 +48,17 @@ OPEN = """async ([url, timeout, options]) => {
 }"""
 
 
-# Nothing runs in the page for some seconds.
-HANG = """(seconds) => setTimeout(() => {
+# Nothing runs in the page until it is released.
+HANG = """() => setTimeout(() => {
   const request = new XMLHttpRequest();
-  request.open("GET", `/hang?seconds=${seconds}`, false);
+  request.open("GET", "/hang", false);
   request.send();
   window.tab.hung = true;
 })"""
 # A page that is driven counts as visible and can't be frozen: it is told so, and then nothing runs.
-FREEZE = f"""(seconds) => {{
+FREEZE = f"""() => {{
   document.dispatchEvent(new Event("freeze"));
-  ({HANG})(seconds);
+  ({HANG})();
   setTimeout(() => document.dispatchEvent(new Event("resume")));
 }}"""
 
@@ -137,9 +137,15 @@ def tab(context: BrowserContext, server: Server, console: Console) -> Iterator[O
 
 
 def publish(server: Server, first: int, end: int, *, own: bool = False) -> None:
-    """Publishes the numbers from `first` up to `end`; under ids of ours, or of the publisher's own."""
-    reply = get(server, f"/publish/news?first={first}&end={end}{'&own' if own else ''}", method="POST", body=b"")
+    """Publishes the numbers from `first` up to `end` in `news`; or, under ids of the publisher's own, in `own`."""
+    path = f"/publish/own?own&first={first}&end={end}" if own else f"/publish/news?first={first}&end={end}"
+    reply = get(server, path, method="POST", body=b"")
     assert reply.status == 200, reply
+
+
+def release(server: Server) -> None:
+    """Lets the page that hangs go on."""
+    wait_until(lambda: get(server, "/release", method="POST", body=b"").json()["count"] == 1, 15, "a page that hangs")
 
 
 def the_leader(tabs: list[Tab]) -> Tab:
@@ -227,13 +233,14 @@ def test_nothing_is_lost_when_the_leading_tab_goes(tab: Open, server: Server) ->
             elif how == "leave":
                 leader.page.goto("about:blank")
             elif how == "freeze":
-                leader.page.evaluate(FREEZE, 2)
+                leader.page.evaluate(FREEZE)
                 frozen.append(leader)
             else:
                 leader.page.evaluate("window.tab.connection.close()")
             for each in left:
                 each.wait_for_number(len(published) + 5)
         # The frozen one wakes up and gets what it missed.
+        release(server)
         for each in frozen:
             each.wait("tab.hung")
             left.append(each)
@@ -255,12 +262,13 @@ def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Serve
     for each in tabs:
         each.wait_for_number(4)
     leader = the_leader(tabs)
-    leader.page.evaluate(HANG, 5)
+    leader.page.evaluate(HANG)
     publish(server, 5, 10)
     others = [each for each in tabs if each is not leader]
     for each in others:
         each.wait_for_number(9)
     assert sum(each.leads for each in others) == 1
+    release(server)
     leader.wait("tab.hung")
     publish(server, 10, 15)
     for each in tabs:
@@ -329,7 +337,7 @@ def test_a_new_leader_begins_where_the_last_tab_is(tab: Open, server: Server, he
 
 def test_ids_of_the_publishers_own_are_shared_too(tab: Open, server: Server) -> None:
     """They can't be compared: over a handover each tab gets each event at least once."""
-    tabs = [tab() for _ in range(3)]
+    tabs = [tab("/events/own") for _ in range(3)]
     for each in tabs:
         each.wait("tab.connection.readyState === 1")
     the_leader(tabs)

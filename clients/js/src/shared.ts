@@ -72,30 +72,30 @@ export function openShared(name: string, url: string, options: Options, from: st
   let closed = false;
 
   const change = (next: State, what?: Change): void => {
-    if (closed || (next === state && !what)) return;
+    if (closed || (next === state && (!what || next === "open"))) return;
     state = next;
     if (next === "closed") close();
     sink.state(next, what ?? {});
   };
 
-  const deliver = (at: string, id: string | undefined, event: [string, string] | undefined): void => {
-    // A new leader begins at the oldest position: what we have had comes again.
-    if (closed || (id !== undefined && id !== "" && reaches(position, id))) return;
+  const deliver = (id: string | undefined, event?: [string, string]): void => {
+    // A new leader begins at the oldest position: what we have had comes again. A publisher's own id may be that of several events.
+    if (closed || (id !== undefined && OURS.test(id) && reaches(position, id))) return;
     if (id !== undefined) position = id;
     if (!event) return sink.moved(position);
-    sink.event(event[0], event[1], at, id);
+    sink.event(event[0], event[1], position, id);
     if (event[0] === endEvent) change("closed", {});
   };
 
   const goAlone = (): void => {
     following = false;
     alone ??= openSource(url, options, position, {
-      event(type, data, at, id) {
-        deliver(at, id, [type, data]);
+      event(type, data, _, id) {
+        deliver(id, [type, data]);
         join();
       },
       moved(id) {
-        deliver(id, id, undefined);
+        deliver(id);
         join();
       },
       state: change,
@@ -104,7 +104,7 @@ export function openShared(name: string, url: string, options: Options, from: st
 
   /** Follows the leader if we have what it had. */
   const join = (): void => {
-    if (!known || following || leading || closed) return;
+    if (!known || following || release || closed) return;
     // Without ids that can be compared, one that has nothing yet begins where the others are.
     if (!reaches(position, known.at) && (position || OURS.test(known.at))) return goAlone();
     alone?.close();
@@ -127,7 +127,7 @@ export function openShared(name: string, url: string, options: Options, from: st
     known = message;
     if (following && message.n !== expected) goAlone();
     if (!following) return join();
-    if (brings) deliver(message.at, message.id, message.event);
+    if (brings) deliver(message.id, message.event);
     change(message.state, message.change);
   };
 
@@ -155,12 +155,12 @@ export function openShared(name: string, url: string, options: Options, from: st
     for (const { at } of answers) if (reaches(oldest, at)) oldest = at;
     n = 0;
     known = undefined;
-    change("connecting", {});
+    change("connecting");
     tell({ at: oldest });
     const bring = (at: string, id: string | undefined, event?: [string, string]): void => {
       n++;
       tell({ at, id, event });
-      deliver(at, id, event);
+      deliver(id, event);
     };
     leading = openSource(url, options, oldest, {
       event: (type, data, at, id) => bring(at, id, [type, data]),
@@ -238,11 +238,13 @@ export function openShared(name: string, url: string, options: Options, from: st
   const back = (): void => {
     if (!request) start();
   };
+  // A worker has no document.
+  const page = globalThis.document ?? globalThis;
   const targets: [EventTarget, string, () => void][] = [
     [globalThis, "pagehide", leave],
     [globalThis, "pageshow", back],
-    [document, "freeze", leave],
-    [document, "resume", back],
+    [page, "freeze", leave],
+    [page, "resume", back],
   ];
 
   const close = (): void => {

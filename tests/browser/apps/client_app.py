@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from typing import Any
 
 from flask import Flask, Response, request
@@ -26,10 +26,10 @@ def page() -> str:
 
 @app.post("/publish/<channel>")
 def publish(channel: str) -> dict[str, Any]:
-    """Publishes the numbers from `first` up to but not `end`; with `own`, each under an id of its own."""
+    """Publishes the numbers from `first` up to but not `end`; with `own`, two by two under ids of the publisher's own."""
     first, end = request.args.get("first", 0, int), int(request.args["end"])
     own = "own" in request.args
-    return {"ids": [sse.publish(n, channel=channel, event="n", id=f"number {n}" if own else None) for n in range(first, end)]}
+    return {"ids": [sse.publish(n, channel=channel, event="n", id=f"pair {n // 2}" if own else None) for n in range(first, end)]}
 
 
 @app.post("/close/<channel>")
@@ -38,11 +38,25 @@ def close(channel: str) -> dict[str, Any]:
     return {"id": sse.channel(channel).close({"over": True})}
 
 
+hanging: list[threading.Event] = []
+
+
 @app.get("/hang")
 def hang() -> str:
-    """Answers after some seconds."""
-    time.sleep(float(request.args["seconds"]))
+    """Answers when `/release` is asked for."""
+    released = threading.Event()
+    hanging.append(released)
+    released.wait(40)
     return ""
+
+
+@app.post("/release")
+def release() -> dict[str, int]:
+    """Lets those answer that wait; says how many."""
+    released = [hanging.pop() for _ in range(len(hanging))]
+    for each in released:
+        each.set()
+    return {"count": len(released)}
 
 
 @app.get("/with-snapshot")
