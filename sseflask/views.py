@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app, jsonify, request
@@ -27,6 +28,9 @@ from .stream import error_data
 if TYPE_CHECKING:
     from .extension import SSE
 
+#: The browser client, built from clients/js.
+CLIENT = Path(__file__).with_name("static") / "client.js"
+
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
 
@@ -36,6 +40,7 @@ def install(sse: SSE) -> None:
     # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
     sse.add_url_rule("/", "subscribe_many", lambda: subscribe(sse, request.args.getlist("channel")), strict_slashes=False)
     sse.add_url_rule("/-/health", "health", lambda: health(sse))
+    sse.add_url_rule("/-/client.js", "client", client)
     sse.add_url_rule("/<path:channel>", "subscribe_one", lambda channel: subscribe(sse, [channel.rstrip("/")]))
     sse.add_url_rule("/<path:channel>", "publish_one", lambda channel: publish(sse, channel.rstrip("/")), methods=["POST"])
     for kind, answer in ANSWERS.items():
@@ -71,6 +76,15 @@ def health(sse: SSE) -> Response:
     response = jsonify(live=True, ready=ready, streams=len(here.streams), problem=problem, **checks)
     response.status_code = 200 if ready else 503
     response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def client() -> Response:
+    """The browser client, an ES module. Anyone may fetch it; a browser asks each time whether there is a new one."""
+    response = Response(CLIENT.read_bytes(), content_type="text/javascript; charset=utf-8")
+    response.headers["Cache-Control"] = "no-cache"
+    response.add_etag()
+    response.make_conditional(request)
     return response
 
 

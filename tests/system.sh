@@ -1,7 +1,7 @@
 #!/bin/sh
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
 # `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
-# tests of the Redis broker start, `system.sh node` to Node.js, npm and curl, for the tests with other clients. With apt-get, and
+# tests of the Redis broker start, `system.sh node` to Node.js, npm and curl, for the browser client and other clients. With apt-get, and
 # as root or with a sudo that asks for no password, it installs what is missing; else it says in one line what that is.
 set -eu
 
@@ -85,7 +85,7 @@ node() {
     has curl || missing="$missing curl"
     # shellcheck disable=SC2086
     if [ -n "$missing" ] && ! apt_install $missing; then
-        echo "Missing for the tests with other clients: $missing" >&2
+        echo "Missing for the browser client and the tests with other clients: $missing" >&2
     fi
 }
 
