@@ -76,20 +76,21 @@ class Timer:
         until = int(now / TICK_SECONDS)
         if until < self._turned:
             self._go_back(until)
-        slots = range(self._turned + 1, until + 1)
+        with self._lock:
+            # Few slots, each of which may be empty; or a clock that was moved on by hours, and few that aren't.
+            ahead = range(self._turned + 1, until + 1)
+            slots = ahead if len(ahead) <= len(self._wheel) else sorted(slot for slot in self._wheel if slot <= until)
+            due = [(slot, stream) for slot in slots for stream in self._wheel.pop(slot, ())]
+            self._turned = until
         since = now
-        for slot in slots:
-            with self._lock:
-                self._turned = slot
-                due = self._wheel.pop(slot, None)
-            for stream in due or ():
-                # One that was put elsewhere meanwhile has been taken from this set or has another slot.
-                if stream.slot == slot:
-                    self._tick(stream, now)
-                if time.monotonic() - since > SLICE_SECONDS:
-                    # More than 0: under gevent, 0 would come back before sockets and other timers have had their turn.
-                    time.sleep(1e-9)
-                    since = time.monotonic()
+        for slot, stream in due:
+            # One that was put elsewhere meanwhile has another slot.
+            if stream.slot == slot:
+                self._tick(stream, now)
+            if time.monotonic() - since > SLICE_SECONDS:
+                # More than 0: under gevent, 0 would come back before sockets and other timers have had their turn.
+                time.sleep(1e-9)
+                since = time.monotonic()
 
     def is_running_here(self) -> bool:
         """Whether the caller is the timer's thread."""

@@ -4,7 +4,7 @@ The fixtures `sse_server` and `sse_clock` are there in every test once sseflask 
 """
 
 from .clock import FakeClock
-from .reader import EventReader, EventsMissing, open_stream, read_events
+from .reader import EventReader, EventsMissing, open_stream, read_events, reader_of
 from .server import SSEServer
 
-__all__ = ["EventReader", "EventsMissing", "FakeClock", "SSEServer", "open_stream", "read_events"]
+__all__ = ["EventReader", "EventsMissing", "FakeClock", "SSEServer", "open_stream", "read_events", "reader_of"]
