@@ -27,6 +27,7 @@ class FakeClock:
     def __init__(self) -> None:
         """Makes a clock that hasn't been put in place: `start` does that, or `with`."""
         self._ahead = 0.0
+        self._is_in_place = False
         self._replaced: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -43,16 +44,15 @@ class FakeClock:
 
     def start(self) -> None:
         """Puts the clock in place."""
-        for name, module in list(sys.modules.items()):
-            if name.startswith("sseflask.") and not name.startswith(REAL) and getattr(module, "time", None) is time:
-                module.time = self  # type: ignore[attr-defined]
-                self._replaced.append(module)
+        self._is_in_place = True
+        self._replace()
 
     def stop(self) -> None:
         """Puts the real time back. Streams that are open go on by it."""
         for module in self._replaced:
             module.time = time
         self._replaced = []
+        self._is_in_place = False
 
     def advance(self, seconds: float) -> None:
         """Moves the clock on. When it returns, each stream has been given what has become due: a keepalive, its end.
@@ -65,9 +65,14 @@ class FakeClock:
 
         Raises:
             ValueError: It isn't.
+            RuntimeError: The clock isn't in place.
         """
         if not 0 <= seconds <= MAX_SECONDS:
             raise ValueError(f"a clock can be moved on by 0 to {MAX_SECONDS:g} seconds, not {seconds!r}")
+        if not self._is_in_place:
+            raise RuntimeError("the clock isn't in place: start it first, or use it in a with statement")
+        # Some modules are imported when they are first used.
+        self._replace()
         self._ahead += seconds
         process.current().timer.turn(self.monotonic())
 
@@ -83,3 +88,9 @@ class FakeClock:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
+
+    def _replace(self) -> None:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("sseflask.") and not name.startswith(REAL) and getattr(module, "time", None) is time:
+                module.time = self  # type: ignore[attr-defined]
+                self._replaced.append(module)

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 import sseflask.brokers.base
-import sseflask.brokers.memory
 from sseflask.brokers import Broker, MemoryBroker
 from sseflask.brokers.base import WAITING_EVENTS
 from sseflask.emitter import Channel
 from sseflask.log import ENTRY_BYTES
+from sseflask.testing import FakeClock
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept
-
-
-class FakeTime:
-    """Stands for the module `time`."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        """The second."""
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        """Lets time pass."""
-        self.now += seconds
 
 
 def blocks() -> int:
@@ -43,11 +28,10 @@ class TestMemoryBroker(BrokerContract):
     """What every broker promises."""
 
     @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        """The monotonic clock of the broker's modules."""
-        fake = FakeTime()
-        monkeypatch.setattr(sseflask.brokers.memory, "time", fake)
-        return fake
+    def clock(self) -> Iterator[Clock]:
+        """The time of the broker's modules."""
+        with FakeClock() as clock:
+            yield clock
 
     @pytest.fixture
     def open_broker(self, clock: Clock, waker: InlineWaker, chores: list[Callable[[float], bool]]) -> Open:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
 
-import sseflask.brokers.redis
-import sseflask.brokers.redis_follower
-import sseflask.brokers.shared
 from sseflask import ServerSentEvent
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.redis import RedisStore
 from sseflask.brokers.store import Head
+from sseflask.testing import FakeClock
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, parsed, resumed
 from tests.live.process import wait_until
 from tests.redis import RedisServer, needs_redis
@@ -36,28 +33,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server.close()
 
 
-class AgedTime:
-    """Stands for the module `time`; letting time pass moves its clock, and makes all that Redis keeps so much older.
+class AgedTime(FakeClock):
+    """Letting time pass moves the clock of the broker's modules, and makes all that Redis keeps so much older.
 
     Redis's own clock can't be moved: instead its keys expire the sooner, and the entries of its streams bear earlier times.
     """
 
     def __init__(self, client: Any) -> None:
+        super().__init__()
         self._client = client
-        self._ahead = 0.0
-
-    @property
-    def now(self) -> float:
-        """The second."""
-        return self.monotonic()
-
-    def monotonic(self) -> float:
-        """The second."""
-        return time.monotonic() + self._ahead
 
     def advance(self, seconds: float) -> None:
         """Lets time pass."""
-        self._ahead += seconds
+        super().advance(seconds)
         for key in list(self._client.scan_iter()):
             left = self._client.pttl(key)
             if self._client.type(key) == b"stream":
@@ -70,9 +58,6 @@ class AgedTime:
         self._client.delete(key)
         for number, fields in entries:
             self._client.xadd(key, {**fields, b"t": int(fields[b"t"]) - milliseconds}, id=number)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
 
 
 class SettledBroker(SharedBroker):
@@ -131,13 +116,11 @@ class TestRedisBroker(BrokerContract):
     native_events: ClassVar[int] = 1_000
 
     @pytest.fixture
-    def clock(self, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    def clock(self, server: RedisServer) -> Iterator[Clock]:
         """The time of the broker's modules, and of what Redis keeps."""
         server.client.flushall()
-        aged = AgedTime(server.client)
-        for module in (sseflask.brokers.shared, sseflask.brokers.redis, sseflask.brokers.redis_follower):
-            monkeypatch.setattr(module, "time", aged)
-        return aged
+        with AgedTime(server.client) as clock:
+            yield clock
 
     @pytest.fixture
     def open_broker(

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import sseflask.brokers.sqlite_file
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.store import Reading
+from sseflask.testing import FakeClock
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, event, resumed
-
-
-class ShiftedTime:
-    """Stands for the module `time`, with a clock that can be moved on."""
-
-    def __init__(self) -> None:
-        self._ahead = 0.0
-
-    @property
-    def now(self) -> float:
-        """The second."""
-        return self.monotonic()
-
-    def monotonic(self) -> float:
-        """The second."""
-        return time.monotonic() + self._ahead
-
-    def advance(self, seconds: float) -> None:
-        """Lets time pass."""
-        self._ahead += seconds
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
 
 
 class TestSQLiteBroker(BrokerContract):
@@ -45,12 +21,10 @@ class TestSQLiteBroker(BrokerContract):
     native_events = 2_500
 
     @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        """The monotonic clock of the broker's modules."""
-        shifted = ShiftedTime()
-        for name in ("shared", "sqlite", "sqlite_file"):
-            monkeypatch.setattr(getattr(sseflask.brokers, name), "time", shifted)
-        return shifted
+    def clock(self) -> Iterator[Clock]:
+        """The time of the broker's modules."""
+        with FakeClock() as clock:
+            yield clock
 
     @pytest.fixture
     def open_broker(
