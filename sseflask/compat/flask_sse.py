@@ -74,11 +74,12 @@ class Message:
             TypeError: The data is nothing that the app's JSON can express.
         """
         text, is_text = self._text(), isinstance(self.data, str)
+        retry: Any = int(self.retry) if isinstance(self.retry, str) and self.retry.isdecimal() else self.retry or None
         return ServerSentEvent(
             text,
             event=f"{self.type}" if self.type else None,
             id=f"{self.id}" if self.id else None,
-            retry=int(self.retry) if isinstance(self.retry, str) and self.retry.isdecimal() else self.retry or None,
+            retry=retry,
             # Who reads messages in Python gets the type that was published.
             comment=TEXT if is_text and _from_json(text) is not None else None,
         )
@@ -168,7 +169,8 @@ class ServerSentEventsBlueprint(SSE):
         """What `GET` of the prefix with a slash answers."""
         return self._root() if self._root is not None else super().answer_root()
 
-    def publish(
+    # All that `SSE.publish` takes by name can be given by name.
+    def publish(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         data: Any,
         type: Any = None,
@@ -268,11 +270,11 @@ class ServerSentEventsBlueprint(SSE):
         if found is None:
             problem = "or SSE_BROKER_URL: 'auto' needs no Redis"
             raise KeyError(f"Must set a redis connection URL in app config (SSE_REDIS_URL or REDIS_URL), {problem}.")
-        installed: Installation | None = app.extensions.get(KEY)
-        if installed is None:
+        if KEY not in app.extensions:
             # Flask-SSE publishes in apps too in which its blueprint isn't registered: those of scripts and task queues.
-            installed = app.extensions.setdefault(KEY, Installation(self, Settings.from_config(app.config), app.name))
+            app.extensions.setdefault(KEY, Installation(self, Settings.from_config(app.config), app.name))
             self._installed.append(weakref.ref(app))
+        installed: Installation = app.extensions[KEY]
         url = _usable(*found)
         if url == installed.settings.broker_url:
             return
