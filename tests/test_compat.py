@@ -20,6 +20,7 @@ from sseflask.compat.flask_sse import Message, ServerSentEventsBlueprint
 from sseflask.log import EventId
 from sseflask.testing import EventReader, EventsMissing, read_events, reader_of
 from tests.live.apps.flask_sse_app import check_access
+from tests.live.process import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -240,8 +241,10 @@ class TestMessages:
 
         thread = threading.Thread(target=listen)
         thread.start()
-        while not is_listening.wait(0.01):
+        for _ in range(1000):
             sse.publish("are you?", type="ready", channel="types")
+            if is_listening.wait(0.01):
+                break
         for number, data in enumerate(published):
             sse.publish(data, type="t", id=None if number % 2 else f"own-{number}", channel="types")
         thread.join(10)
@@ -260,8 +263,7 @@ class TestMessages:
 
 
 def _when_subscribed(sse: SSE, act: Any) -> None:
-    while not sse.stats()["subscriptions"]:
-        threading.Event().wait(0.005)
+    wait_until(lambda: sse.stats()["subscriptions"])
     act()
 
 

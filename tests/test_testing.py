@@ -22,6 +22,7 @@ import sseflask.testing.source
 from sseflask import SSE, ServerSentEvent, StreamClosed, heartbeat, process
 from sseflask.errors import SSEError
 from sseflask.testing import EventReader, EventsMissing, FakeClock, SSEServer, open_stream, read_events, reader_of
+from tests.live.process import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 # The fixtures, where sseflask isn't installed.
@@ -46,8 +47,7 @@ def is_over() -> Iterator[threading.Event]:
     is_over = threading.Event()
     yield is_over
     is_over.set()
-    while left():
-        time.sleep(0.005)
+    wait_until(lambda: not left(), message="the threads of readers to end")
 
 
 @pytest.fixture
@@ -347,9 +347,7 @@ class TestClock:
         sse.publish("two", channel="news")
         sse_clock.advance(400)
         sse.publish("three", channel="other")
-        deadline = time.monotonic() + 10
-        while sse.installation.broker.log.find("news") is not None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: sse.installation.broker.log.find("news") is None)
         with reader_of(app.test_client().get("/events/news", headers={"Last-Event-ID": position})) as reader:
             assert reader.next_event().event == "stream-reset"
 
