@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import queue
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, Final, Protocol
+
+from ..response import HEADERS
 
 #: Seconds that closing what somebody else iterates may take.
 CLOSE_SECONDS = 2.0
+#: Seconds after which a generator is interrupted again that has taken an interruption for something else.
+AGAIN_SECONDS: Final = 0.2
 
 
 class Source(Protocol):
@@ -33,10 +39,10 @@ class Source(Protocol):
 
 
 class IterableSource:
-    """A body that is iterated, by a thread of its own that fetches one item at a time and only when asked.
+    """A body that is iterated by a thread of its own, which fetches one item at a time and only when asked.
 
-    A stream of sseflask's ends when it is closed, wherever it waits. A generator of somebody else's that waits in C can't be
-    interrupted: its thread, a daemon, then stays.
+    A stream of sseflask's ends when it is closed, wherever it waits. Something else that waits can't be interrupted: its thread, a
+    daemon, then stays.
     """
 
     def __init__(self, body: Iterable[bytes], close: Callable[[], object]) -> None:
@@ -107,6 +113,73 @@ class IterableSource:
                 self._fetched.put(error)
 
 
+class TimeIsOver(BaseException):
+    """Raised where a plain generator waits, when the test no longer does."""
+
+
+class InterruptedSource:
+    """A body that is iterated by the test's own thread, the process's first, and interrupted there when the time is over.
+
+    Flask's `stream_with_context` generators must end in the thread in which they began. One that was interrupted is over.
+    """
+
+    _reading: InterruptedSource | None = None
+
+    def __init__(self, body: Iterable[bytes], close: Callable[[], object]) -> None:
+        """Stores what it needs.
+
+        Args:
+            body: What is iterated.
+            close: Ends it.
+        """
+        self._body = iter(body)
+        self._close: Callable[[], object] | None = close
+        self._is_over = False
+
+    def read(self, timeout: float) -> bytes | None:
+        """Waits for the next item; see `Source.read`. What iterating raises is raised here."""
+        if self._is_over or self._close is None:
+            return b""
+        # Real-time signals have no other meaning. The handler stays: one that comes late does nothing then.
+        signal.signal(signal.SIGRTMAX, self._interrupt)
+        is_done = threading.Event()
+        arguments = (threading.get_ident(), is_done, max(timeout, 0))
+        watchdog = threading.Thread(target=_interrupt_after, args=arguments, name="sseflask-watchdog", daemon=True)
+        watchdog.start()
+        try:
+            InterruptedSource._reading = self
+            item = next(filter(None, self._body), b"")
+            InterruptedSource._reading = None
+        except TimeIsOver:
+            self._is_over = True
+            return None
+        except BaseException:
+            self._is_over = True
+            raise
+        finally:
+            InterruptedSource._reading = None
+            is_done.set()
+            watchdog.join()
+        return item
+
+    def close(self) -> None:
+        """Ends the body; see `Source.close`."""
+        close, self._close = self._close, None
+        if close is not None:
+            close()
+
+    @staticmethod
+    def _interrupt(number: int, frame: FrameType | None) -> None:
+        if InterruptedSource._reading is not None:
+            raise TimeIsOver
+
+
+def _interrupt_after(thread: int, is_done: threading.Event, seconds: float) -> None:
+    while not is_done.wait(seconds):
+        signal.pthread_kill(thread, signal.SIGRTMAX)
+        seconds = AGAIN_SECONDS
+
+
 class SocketSource:
     """A body that comes over a connection, until that ends."""
 
@@ -155,7 +228,9 @@ def source_of(response: Any) -> Source:
         TypeError: It is none of these.
     """
     if hasattr(response, "iter_encoded"):
-        return IterableSource(response.iter_encoded(), response.close)
+        is_ours = all(response.headers.get(name) == value for name, value in HEADERS.items())
+        apart = is_ours or threading.current_thread() is not threading.main_thread()
+        return (IterableSource if apart else InterruptedSource)(response.iter_encoded(), response.close)
     if hasattr(response, "iter_content"):
         # One byte at a time: requests would wait for more.
         return IterableSource(response.iter_content(chunk_size=1), response.close)
