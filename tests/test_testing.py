@@ -430,7 +430,7 @@ class TestClock:
             sse_clock.advance(seconds)
 
 
-APP = """
+TESTS = """
     import pytest
     from flask import Flask
     from sseflask import SSE
@@ -444,45 +444,46 @@ APP = """
         app.config["SSE_PUBLIC_CHANNELS"] = ["*"]
         app.register_blueprint(sse, url_prefix="/events")
         return app
+
+    def test_client(app):
+        response = app.test_client().get("/events/news")
+        sse.publish("hello", channel="news")
+        read_events(response, count=2, timeout=0.2)
+
+    def test_server(sse_server):
+        sse_server.get("/events/news").next_event(timeout=0.2)
+
+    def test_passes(sse_server, sse_clock):
+        stream = sse_server.get("/events/news")
+        sse_clock.advance(15)
+        assert stream.next_comment() == "keepalive"
+"""
+WITHOUT_APP = """
+    import pytest
+
+    class TestOther:
+        @pytest.fixture
+        def app(self):
+            return "no app"
+
+        def test_other(self, sse_server):
+            pass
+
+    def test_none(sse_server):
+        pass
 """
 
 
+@pytest.mark.timeout(120)
 class TestPlugin:
     """What pytest shows."""
 
-    @pytest.fixture
-    def run(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-        """Runs a file of tests in a process of its own."""
-        monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-        def run(text: str, *arguments: str) -> pytest.RunResult:
-            pytester.makepyfile(textwrap.dedent(text))
-            return pytester.runpytest_subprocess("-p", "pytest_sseflask", *arguments, timeout=50)
-
-        return run
-
-    def test_failures(self, run: object) -> None:
+    def test_failures(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         """An event that never comes, and an app that isn't there, end a test soon, with an error that one can read."""
-        result = run(  # type: ignore[operator]
-            textwrap.dedent(APP)
-            + textwrap.dedent(
-                """
-                def test_client(app):
-                    response = app.test_client().get("/events/news")
-                    sse.publish("hello", channel="news")
-                    read_events(response, count=2, timeout=0.2)
-
-                def test_server(sse_server):
-                    sse_server.get("/events/news").next_event(timeout=0.2)
-
-                def test_passes(sse_server, sse_clock):
-                    stream = sse_server.get("/events/news")
-                    sse_clock.advance(15)
-                    assert stream.next_comment() == "keepalive"
-                """
-            )
-        )
-        result.assert_outcomes(passed=1, failed=2)
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        pytester.makepyfile(test_events=textwrap.dedent(TESTS), test_apps=textwrap.dedent(WITHOUT_APP))
+        result = pytester.runpytest_subprocess("-p", "pytest_sseflask", timeout=100)
+        result.assert_outcomes(passed=1, failed=2, errors=2)
         result.stdout.fnmatch_lines_random(
             [
                 "E*EventsMissing: 1 of 2 events came: after 0.2 s the stream is still open (besides: 1 stream-open)",
@@ -490,33 +491,12 @@ class TestPlugin:
                 ">*read_events(response, count=2, timeout=0.2)",
                 "E*EventsMissing: 0 of 1 event came: after 0.2 s the stream is still open (besides: 1 stream-open)",
                 ">*sse_server.get(*).next_event(timeout=0.2)",
+                "*define one that returns your Flask app*",
+                "*serves the Flask app that the fixture `app` returns*'no app'*",
             ]
         )
         # The lines of the test, and none of the library's.
         result.stdout.no_fnmatch_line("*reader.py:*")
-
-    def test_no_app(self, run: object) -> None:
-        """Without a fixture `app`, or with one that gives something else, the server says what it needs."""
-        result = run(  # type: ignore[operator]
-            """
-            import pytest
-
-            class TestOther:
-                @pytest.fixture
-                def app(self):
-                    return "no app"
-
-                def test_other(self, sse_server):
-                    pass
-
-            def test_none(sse_server):
-                pass
-            """
-        )
-        result.assert_outcomes(errors=2)
-        result.stdout.fnmatch_lines_random(
-            ["*define one that returns your Flask app*", "*serves the Flask app that the fixture `app` returns*'no app'*"]
-        )
 
     def test_it_is_light(self) -> None:
         """The plugin imports nothing of sseflask's, Flask's or gevent's before a test asks for a fixture."""
@@ -534,10 +514,11 @@ def test_reader_is_shown(app: Flask) -> None:
     assert repr(SSEServer(app)) == "<SSEServer not started>"
 
 
+@pytest.mark.timeout(120)
 def test_the_page_on_testing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests that docs/testing.md shows pass."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{pytester.path}")
     shop, *tests = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/testing.md").read_text(), re.DOTALL | re.MULTILINE)
     pytester.makepyfile(shop=shop, test_shop="\n".join(["from shop import app, sse", *tests]))
-    result = pytester.runpytest_subprocess("-p", "pytest_sseflask", "-W", "error", timeout=50)
+    result = pytester.runpytest_subprocess("-p", "pytest_sseflask", "-W", "error", timeout=100)
     result.assert_outcomes(passed=8)
