@@ -223,6 +223,10 @@ class SSE(Blueprint):
         elif installed.sse is not self:
             raise AlreadyInstalled(f"{app!r} has an SSE already: one object serves all its streams, use that one")
 
+    def answer_root(self) -> Any:
+        """What `GET` of the prefix answers: the channels of `?channel=`, to who may subscribe to all of them."""
+        return views.subscribe(self, request.args.getlist("channel"))
+
     @overload
     def stream(self, view: Callable[P, Any], /) -> Callable[P, Any]: ...
 

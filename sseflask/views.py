@@ -38,7 +38,7 @@ FIELDS = ("data", "event", "id", "retry")
 def install(sse: SSE) -> None:
     """Adds the routes to the blueprint."""
     # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
-    sse.add_url_rule("/", "subscribe_many", lambda: subscribe(sse, request.args.getlist("channel")), strict_slashes=False)
+    sse.add_url_rule("/", "subscribe_many", sse.answer_root, strict_slashes=False)
     sse.add_url_rule("/-/health", "health", lambda: health(sse))
     sse.add_url_rule("/-/client.js", "client", client)
     sse.add_url_rule("/<path:channel>", "subscribe_one", lambda channel: subscribe(sse, [channel.rstrip("/")]))
