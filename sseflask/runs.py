@@ -92,9 +92,11 @@ class RunStream(DetachedStream):
         self._say_start()
         self._size += len(event.encode())
         if self._size > self._settings.run_bytes:
-            raise StreamError(
+            # Remembered: a generator that goes on all the same has failed.
+            self._error = StreamError(
                 f"the events of this stream have more than {self._settings.run_bytes} bytes together", error_type="too_large"
             )
+            raise self._error
         super()._publish(event, part=part)
 
     def _say_start(self) -> None:
@@ -352,6 +354,7 @@ def _cursor(broker: Broker, channel: str, position: RunId, *, is_over: bool) -> 
 
 def _gone(settings: Settings, position: RunId) -> Response:
     """Tells a client that its run is no more: a reset with a final id, and the end."""
+    process.current().count("resets")
     final = dataclasses.replace(position, final=True)
     frames = reset_frame(settings, "run_gone", str(position), None)
     end = ServerSentEvent({"reason": "run_gone"}, event=settings.end_event, id=str(final)).encode()

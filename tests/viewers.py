@@ -120,6 +120,7 @@ class Worker:
         self.app.config.update({"SSE_PRODUCER_LEASE": 1.0, **settings})
         self.sse = SSE(self.app)
         self.viewers: list[Viewer] = []
+        self.app.add_url_rule("/tasks/<task_id>", "task", self.sse.task_response)
 
     @property
     def broker(self) -> Broker:
