@@ -11,12 +11,13 @@ from typing import Any, Final
 
 from flask import Flask
 
-from . import native, process
+from . import native, process, signals
 from .brokers import Broker
 from .brokers.tasks import Lease, TaskChange, TaskState
 from .channel import checked_event
 from .config import Settings, StreamOptions
 from .current import active
+from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, StreamError, TaskEnded
 from .event import ServerSentEvent, to_event
 from .log import Batch
@@ -290,7 +291,7 @@ class DetachedStream(Stream):
         deadline = time.monotonic() + min(self._settings.producer_lease, MOST_RETRY_SECONDS)
         while True:
             try:
-                self._broker.publish(
+                event_id = self._broker.publish(
                     self.channel,
                     stored,
                     token=token,
@@ -303,6 +304,7 @@ class DetachedStream(Stream):
                     raise
                 native.pause(RETRY_SECONDS)
             else:
+                self._signal(stored, event_id)
                 return
 
     def _flush(self) -> None:
@@ -319,6 +321,10 @@ class DetachedStream(Stream):
             with self._putting:
                 for text in self._coalescer.take(time.monotonic()):
                     self._publish(text)
+
+    def _signal(self, event: ServerSentEvent, event_id: str) -> None:
+        if self.app is not None and signals.event_published.receivers and not self.channel.startswith(RESERVED):
+            signals.event_published.send(self.app, channel=self.channel, event=event, id=event_id)
 
     def _take_waiting(self) -> bytes:
         # Published with the end.

@@ -407,11 +407,14 @@ class Tasks:
         self._installed.control.listen()
         if not start():
             return False
-        # From here on it is running, and others see that it lives.
+        # From here on it is running, and others see that it lives; if not now, with the next renewal.
         with contextlib.suppress(BrokerUnavailable):
-            # Else its keeper says so at its next turn: the work goes on.
             self.broker.tasks.renew([stream.task_id])
         return True
+
+    def watch(self) -> None:
+        """Looks after the app's tasks from here on: those on which nobody works any more are ended."""
+        self._keeper.watch()
 
     def find_own(self, task_id: str) -> DetachedStream | None:
         """The stream of a task that this process works on."""

@@ -17,7 +17,7 @@ from sseflask.config import Settings, StreamOptions
 from sseflask.event import encode_item
 from sseflask.stream import Stream
 from tests.live.process import wait_until
-from tests.viewers import PATIENCE, MakeWorker, Worker, make_worker, worker
+from tests.viewers import PATIENCE, Worker, make_worker, worker
 
 __all__ = ["make_worker", "worker"]
 
@@ -300,7 +300,9 @@ class TestStream:
         stream.put("b")
         stream.sink_ended()
         ticks: list[int] = []
-        other = Stream(Sink(), StreamOptions(coalesce=0.05).resolved(Settings()), Settings(), app=None, path="/", last_event_id=None)
+        other = Stream(
+            Sink(), StreamOptions(coalesce=0.05).resolved(Settings()), Settings(), app=None, path="/", last_event_id=None
+        )
         other.on_close(lambda: ticks.append(1))
         process.current().admit(other, Settings())
         other.put("a")
@@ -312,7 +314,9 @@ class TestStream:
         other.complete(None)
         other.sink_ended()
 
-    def test_flusher_goes_on(self, stream: Stream, sink: Sink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def test_flusher_goes_on(
+        self, stream: Stream, sink: Sink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """An error while one stream's text is written is logged, and the others' text is written all the same."""
         broken = Sink()
         monkeypatch.setattr(broken, "write", lambda data: 1 / 0)
@@ -354,7 +358,9 @@ class TestView:
         assert viewer.data == ["first "]
         first.set()
         viewer.wait_for_end()
-        expected = "first " + "".join(f"{number} " for number in range(31)) + "sent " + "".join(f"{n} " for n in range(31, 60)) + "last"
+        expected = (
+            "first " + "".join(f"{number} " for number in range(31)) + "sent " + "".join(f"{n} " for n in range(31, 60)) + "last"
+        )
         assert viewer.text == expected
         assert 3 <= len(viewer.data) <= 40
         at = viewer.names.index("note")

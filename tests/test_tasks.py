@@ -106,7 +106,7 @@ def looping(gate: Gate | None = None) -> Iterator[Any]:
 def done(task: Task) -> Task:
     """Waits for the end of a task, and of all that it needs."""
     assert task.wait(PATIENCE)
-    wait_until(lambda: task._tasks.find_own(task.id) is None, PATIENCE)  # noqa: SLF001
+    wait_until(lambda: task._tasks.find_own(task.id) is None, PATIENCE)
     return task
 
 
@@ -183,7 +183,19 @@ class TestEvents:
 
     @pytest.mark.parametrize(
         "arguments",
-        [("1",), (None,), (-1,), (True,), (float("nan"),), (float("inf"),), (1, 0), (1, -5), (1, "2"), (1, float("nan")), (10**400,)],
+        [
+            ("1",),
+            (None,),
+            (-1,),
+            (True,),
+            (float("nan"),),
+            (float("inf"),),
+            (1, 0),
+            (1, -5),
+            (1, "2"),
+            (1, float("nan")),
+            (10**400,),
+        ],
         ids=lambda arguments: repr(arguments)[:20],
     )
     def test_invalid_progress(self, worker: Worker, arguments: tuple[Any, ...]) -> None:
@@ -477,7 +489,12 @@ class TestEnds:
         """Of several ends the first is the task's; the others are refused."""
         task = anywhere.sse.start(looping)
         task.complete("first")
-        for end in (lambda: task.complete("second"), lambda: task.fail("third"), lambda: task.progress(1), lambda: task.publish("x")):
+        for end in (
+            lambda: task.complete("second"),
+            lambda: task.fail("third"),
+            lambda: task.progress(1),
+            lambda: task.publish("x"),
+        ):
             with pytest.raises(TaskEnded) as caught:
                 end()
             assert (caught.value.task_id, caught.value.state) == (task.id, TaskState.COMPLETED)
@@ -514,7 +531,7 @@ class TestEnds:
         assert len(ends) == 1 and found[-1] is ends[0]
 
     def test_inside(self, anywhere: Worker) -> None:
-        """What its own work publishes after it has ended itself is refused, counted, and stops it; the return value isn't the result."""
+        """What its own work publishes after it has ended itself is refused, counted, and stops it; what it returns is no result."""
         before = process.current().stats()["events_refused"]
         stopped: list[BaseException] = []
 
@@ -543,7 +560,7 @@ class TestEnds:
             try:
                 gate.wait()
                 # Nothing that is published: threads can only be told where they look.
-                while not current_task._tasks.find_own(current_task.id).closed:  # type: ignore[union-attr]  # noqa: SLF001
+                while not current_task._tasks.find_own(current_task.id).closed:  # type: ignore[union-attr]
                     time.sleep(0.01)
                 yield "too late"
             finally:
@@ -664,7 +681,7 @@ class TestEnds:
         for _ in range(20):
             done(worker.sse.start(work))
         assert not own_streams(worker.app)
-        assert not tasks._own and not tasks._sequences and not tasks._files and not tasks._keeper._holders  # noqa: SLF001
+        assert not tasks._own and not tasks._sequences and not tasks._files and not tasks._keeper._holders
 
 
 class TestOtherWorkers:
@@ -727,7 +744,7 @@ class TestOtherWorkers:
 
     def test_watch_elsewhere(self, pair: tuple[Worker, Worker], gate: Gate) -> None:
         """A viewer on another worker gets where the task stands, then what comes, and the end; both viewers the same."""
-        here, there = pair
+        here, _ = pair
 
         def work() -> Iterator[Any]:
             current_task.progress(1, 2)
@@ -752,7 +769,7 @@ class TestOtherWorkers:
         task = here.sse.start(looping)
         viewers = [watch(there, task), watch(third, task)]
         # As when the process is killed.
-        here.app.extensions["sse"].tasks._keeper.close()  # noqa: SLF001
+        here.app.extensions["sse"].tasks._keeper.close()
         for viewer in viewers:
             (failed,) = viewer.wait_for_end().named("task_failed")
             assert failed["details"] == {"error_type": "producer_lost"} and "died" in failed["error"]
@@ -1035,7 +1052,7 @@ class TestTrack:
         return task, [json.loads(event.data or "") for event in found if event.event == "task_progress"]
 
     def test_known(self, worker: Worker) -> None:
-        """A list's length is the total; the beginning and the end are always told, what lies between at most four times a second."""
+        """A list's length is the total; the beginning and the end are told, what lies between at most four times a second."""
 
         def work() -> list[int]:
             return list(track(list(range(1000)), message="counting"))
@@ -1043,7 +1060,13 @@ class TestTrack:
         began = time.monotonic()
         task, found = self.progresses(worker, work)
         assert task.result == list(range(1000))
-        assert found[0] | {"task_id": ""} == found[0] | {"current": 0, "total": 1000, "progress": 0.0, "message": "counting", "task_id": ""}
+        assert found[0] | {"task_id": ""} == found[0] | {
+            "current": 0,
+            "total": 1000,
+            "progress": 0.0,
+            "message": "counting",
+            "task_id": "",
+        }
         assert (found[-1]["current"], found[-1]["progress"]) == (1000, 100.0)
         assert len(found) <= 3 + (time.monotonic() - began) * 4
 

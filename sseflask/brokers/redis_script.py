@@ -296,6 +296,10 @@ local leases = {}
 for i = 2, #ARGV do
   local task, parts = KEYS[2 * i - 1], KEYS[2 * i]
   local found = redis.call('HMGET', task, 'state', 'cancel', 'channel')
+  if found[1] == 'pending' then
+    found[1] = 'running'
+    redis.call('HSET', task, 'state', 'running')
+  end
   leases[i - 1] = found[1] and {found[1], found[2]} or 0
   if found[1] and not final[found[1]] then
     redis.call('EXPIRE', task, remembered_seconds)

@@ -18,8 +18,8 @@ _FIND: Final = """
     SELECT channel, facts, state, is_cancel_asked, ended FROM tasks
     WHERE id = ?1 AND coalesce(ended, touched) >= ?2"""
 _PARTS: Final = "SELECT key, seq, body FROM parts WHERE task = ? ORDER BY seq"
-_RENEW: Final = f"""
-    UPDATE tasks SET beat = beat + 1, touched = ?, state = replace(state, '{TaskState.PENDING}', '{TaskState.RUNNING}')
+_RENEW: Final = """
+    UPDATE tasks SET beat = beat + 1, touched = ?, state = replace(state, 'pending', 'running')
     WHERE id = ? AND ended IS NULL"""
 _LEASE: Final = "SELECT state, is_cancel_asked FROM tasks WHERE id = ?"
 _BEATS: Final = "SELECT id, beat FROM tasks WHERE ended IS NULL AND touched >= ?"

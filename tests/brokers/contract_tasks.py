@@ -22,7 +22,7 @@ FROM_THE_START = "0" * 12 + "-0"
 class OpenPair(Protocol):
     """Opens brokers in pairs."""
 
-    def __call__(self, **options: int | float) -> tuple[Broker, Broker]:
+    def __call__(self, **options: float) -> tuple[Broker, Broker]:
         """Two that share what they keep; where that can't be, the same one twice."""
         ...
 
