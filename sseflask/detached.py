@@ -261,6 +261,9 @@ class DetachedStream(Stream):
 
     def _write_item(self, item: Any, *, waits: bool = True) -> None:
         event = without_id(to_event(item))
+        if event.data is None:
+            # A comment, or a reconnection time: no event, for nobody could come back to it.
+            return
         if self.closed:
             if waits:
                 self.raise_interruption()

@@ -22,7 +22,7 @@ from .brokers.tasks import Lease, TaskRecord, TaskState
 from .config import Settings, StreamOptions
 from .context import GeneratorContext
 from .detached import END, DetachedStream
-from .errors import BrokerUnavailable, StreamError, StreamTimeout, TaskEnded
+from .errors import BrokerUnavailable, StreamClosed, StreamError, StreamTimeout, TaskEnded
 from .event import ServerSentEvent
 from .handoff import Failure, Handoff
 from .log import KEEP_ALL, RunId
@@ -239,7 +239,8 @@ class Opening(Handoff):
 
     def fail(self, failure: Failure) -> None:
         """Says what the error has become."""
-        self._stream.end(CloseReason.ERROR)
+        # The viewer's subscription too: it is its stream's producer.
+        self._stream.end(CloseReason.ERROR, interruption=StreamClosed(CloseReason.ERROR))
         self._viewer.fail(failure)
 
 
@@ -271,7 +272,9 @@ def answer(tasks: Tasks, options: StreamOptions, view: Callable[[], Any]) -> Any
                 return _resume(watch, RunId(run, 0))
         result = view()
         if isinstance(result, tuple) and result and isinstance(result[0], Iterator):
-            return (_start(watch, run, result[0]), *result[1:])
+            started = _start(watch, run, result[0])
+            # The view's status and headers aren't a refusal's.
+            return (started, *result[1:]) if isinstance(started, RunResponse) else started
         return _start(watch, run, result) if isinstance(result, Iterator) else result
     except BrokerUnavailable:
         if settings.refuse != "retry":
