@@ -45,7 +45,8 @@ class Coalescer:
     def add(self, item: Any, now: float) -> list[Any]:
         """Takes an item. Returns what is to be written now, in this order."""
         text = _text_of(item)
-        if text is None:
+        if text is None or len(text[1]) > self._limit:
+            # One that is too long to be joined too: whether it can be written at all is for who writes it to hear, now.
             ready = [*self.take(now), item]
             self._last = now
             return ready
@@ -61,6 +62,9 @@ class Coalescer:
         self._characters += len(characters)
         if self.due is None:
             self.due = self._last + self._seconds
+        elif self.due <= now:
+            # Whoever was to take it could not.
+            return self.take(now)
         return ready
 
     def take(self, now: float) -> list[ServerSentEvent]:
@@ -78,12 +82,20 @@ class Coalescer:
 def _text_of(item: Any) -> tuple[str | None, str] | None:
     """The name and the text of an item that can be joined with others; None for one that can't."""
     if isinstance(item, str):
-        return None, item
+        return (None, item) if item.isascii() or _has_utf8_form(item) else None
     if not isinstance(item, ServerSentEvent) or item.data is None:
         return None
     if item.id is not None or item.retry is not None or item.comment is not None:
         return None
     return None if item.data.startswith(_JSON_BEGINS) or item.data in _JSON_WORDS else (item.event, item.data)
+
+
+def _has_utf8_form(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 #: What JSON text begins with, or is. A word that looks like it is written by itself, in its place.

@@ -158,6 +158,9 @@ class TaskContext:
         finally:
             for teardown in reversed(self.app.teardown_appcontext_funcs):
                 call_teardown(self.app, teardown, error)
+            call_teardown(
+                self.app, lambda exc: appcontext_tearing_down.send(self.app, _async_wrapper=self.app.ensure_sync, exc=exc), error
+            )
             for variable in contextvars.copy_context():
                 variable.set(None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import threading
 import time
 from typing import Any, Final
 
@@ -15,8 +16,9 @@ from .brokers import Broker
 from .brokers.tasks import Lease, TaskChange, TaskState
 from .channel import checked_event
 from .config import Settings, StreamOptions
+from .current import active
 from .emitter import RESERVED
-from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, TaskEnded
+from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, StreamError, TaskEnded
 from .event import ServerSentEvent, to_event
 from .log import Batch
 from .state import CloseReason
@@ -119,8 +121,13 @@ class DetachedStream(Stream):
 
     # What publishes.
 
+    @property
+    def is_current(self) -> bool:
+        """Whether its own work calls this."""
+        return active.get(None) is self
+
     def publish(self, event: ServerSentEvent, *, part: str | None = None) -> None:
-        """Publishes an event in the task's name; waits for a broker that can't be reached now.
+        """Publishes an event in the task's name; waits for a broker that can't be reached now. For its own work.
 
         Args:
             event: The event; its id is ours to give.
@@ -129,12 +136,13 @@ class DetachedStream(Stream):
         Raises:
             InvalidEvent: It has an id of its own, or can't be published.
             StreamClosed: The stream has ended; raised once, later events are dropped.
+            TaskEnded: The task has; in a native thread that works for it.
             BrokerUnavailable: The broker could not be reached for `SSE_PRODUCER_LEASE`, 50 s at the most.
         """
-        if event.id is not None:
-            raise InvalidEvent("id", event.id, "the ids of a task's or a resumable stream's events are sseflask's own")
+        without_id(event)
         if self.closed:
-            self.raise_interruption()
+            if not native.is_apart():
+                self.raise_interruption()
             return
         self._publish(event, part=part)
         self._raise_if_ended()
@@ -167,9 +175,13 @@ class DetachedStream(Stream):
 
     def complete(self, result: object) -> None:
         """Ends the stream because its producer returned `result`."""
+        if self._error is not None:
+            # An event is lost, whatever the producer made of that.
+            self.fail(self._error)
+            return
         self._result = result
         try:
-            self._last_event(CloseReason.COMPLETED)
+            checked_event(self._last_event(CloseReason.COMPLETED), self._settings.max_event_bytes)
         except InvalidEvent as error:
             log.exception("the result of %s can't be published", self.quoted_path)
             self.fail(error)
@@ -179,6 +191,11 @@ class DetachedStream(Stream):
     def fail(self, error: BaseException) -> None:
         """Ends the stream because its producer raised."""
         self._error = error
+        try:
+            checked_event(self._last_event(CloseReason.ERROR), self._settings.max_event_bytes)
+        except InvalidEvent as problem:
+            log.exception("the details of the error of %s can't be published", self.quoted_path)
+            self._error = problem
         self.end(CloseReason.ERROR)
 
     def producer_ended(self) -> None:
@@ -201,12 +218,20 @@ class DetachedStream(Stream):
             return
         self._is_concluded = True
         try:
-            for text in self._waiting():
-                self._publish(text)
+            self._publish_waiting()
+        except (StreamError, InvalidEvent) as error:
+            reason, self._error = CloseReason.ERROR, error
+        try:
             self._store(self._last_event(reason), END, STATES[reason])
         except TaskEnded:
             # Somebody else was first.
             return
+
+    def flush(self) -> None:
+        """Publishes the text that waits, if it is due. That may take a while, for which no other stream's text is to wait."""
+        coalescer = self._coalescer
+        if coalescer is not None and coalescer.due is not None and coalescer.due <= time.monotonic():
+            threading.Thread(target=self._flush, name="sseflask-flush", daemon=True).start()
 
     # For those who derive from it.
 
@@ -235,9 +260,10 @@ class DetachedStream(Stream):
     # The rest is its own.
 
     def _write_item(self, item: Any, *, waits: bool = True) -> None:
-        event = to_event(item)
-        if event.id is not None:
-            raise InvalidEvent("id", event.id, "the ids of a task's or a resumable stream's events are sseflask's own")
+        event = without_id(to_event(item))
+        if event.data is None:
+            # A comment, or a reconnection time: no event, for nobody could come back to it.
+            return
         if self.closed:
             if waits:
                 self.raise_interruption()
@@ -253,6 +279,10 @@ class DetachedStream(Stream):
             self._store(event, part, None)
         except TaskEnded:
             process.current().count("events_refused")
+            if native.is_apart():
+                # The producer runs elsewhere, and only there it can be interrupted.
+                self.ask(CloseReason.CONCLUDED)
+                raise
             self.end(CloseReason.CONCLUDED, interruption=StreamClosed(CloseReason.CONCLUDED))
             return
         self.sent(1, len(event.encode()), time.monotonic())
@@ -280,12 +310,24 @@ class DetachedStream(Stream):
                 self._signal(stored, event_id)
                 return
 
+    def _flush(self) -> None:
+        try:
+            super().flush()
+        except Exception as error:
+            log.exception("what %s held back could not be published", self.quoted_path)
+            self._error = error
+            self.end(CloseReason.ERROR, interruption=StreamClosed(CloseReason.ERROR))
+
+    def _publish_waiting(self) -> None:
+        """Publishes the text that waits, after any that is being published."""
+        if self._coalescer is not None:
+            with self._putting:
+                for text in self._coalescer.take(time.monotonic()):
+                    self._publish(text)
+
     def _signal(self, event: ServerSentEvent, event_id: str) -> None:
         if self.app is not None and signals.event_published.receivers and not self.channel.startswith(RESERVED):
             signals.event_published.send(self.app, channel=self.channel, event=event, id=event_id)
-
-    def _waiting(self) -> list[ServerSentEvent]:
-        return [] if self._coalescer is None else self._coalescer.take(time.monotonic())
 
     def _take_waiting(self) -> bytes:
         # Published with the end.
@@ -298,3 +340,14 @@ class DetachedStream(Stream):
 
     def _keep_alive(self, now: float) -> None:
         self.last_write = now
+
+
+def without_id(event: ServerSentEvent) -> ServerSentEvent:
+    """An event of a task or a run, whose id is ours to give.
+
+    Raises:
+        InvalidEvent: It has one.
+    """
+    if event.id is not None:
+        raise InvalidEvent("id", event.id, "the ids of a task's or a resumable stream's events are sseflask's own")
+    return event

@@ -22,7 +22,7 @@ from .brokers.tasks import Lease, TaskRecord, TaskState
 from .config import Settings, StreamOptions
 from .context import GeneratorContext
 from .detached import END, DetachedStream
-from .errors import BrokerUnavailable, StreamError, StreamTimeout, TaskEnded
+from .errors import BrokerUnavailable, StreamClosed, StreamError, StreamTimeout, TaskEnded
 from .event import ServerSentEvent
 from .handoff import Failure, Handoff
 from .log import KEEP_ALL, RunId
@@ -96,9 +96,11 @@ class RunStream(DetachedStream):
         self._say_start()
         self._size += len(event.encode())
         if self._size > self._settings.run_bytes:
-            raise StreamError(
+            # Remembered: a generator that goes on all the same has failed.
+            self._error = StreamError(
                 f"the events of this stream have more than {self._settings.run_bytes} bytes together", error_type="too_large"
             )
+            raise self._error
         super()._publish(event, part=part)
 
     def _say_start(self) -> None:
@@ -237,7 +239,8 @@ class Opening(Handoff):
 
     def fail(self, failure: Failure) -> None:
         """Says what the error has become."""
-        self._stream.end(CloseReason.ERROR)
+        # The viewer's subscription too: it is its stream's producer.
+        self._stream.end(CloseReason.ERROR, interruption=StreamClosed(CloseReason.ERROR))
         self._viewer.fail(failure)
 
 
@@ -269,7 +272,9 @@ def answer(tasks: Tasks, options: StreamOptions, view: Callable[[], Any]) -> Any
                 return _resume(watch, RunId(run, 0))
         result = view()
         if isinstance(result, tuple) and result and isinstance(result[0], Iterator):
-            return (_start(watch, run, result[0]), *result[1:])
+            started = _start(watch, run, result[0])
+            # The view's status and headers aren't a refusal's.
+            return (started, *result[1:]) if isinstance(started, RunResponse) else started
         return _start(watch, run, result) if isinstance(result, Iterator) else result
     except BrokerUnavailable:
         if settings.refuse != "retry":
@@ -367,6 +372,7 @@ def _cursor(broker: Broker, channel: str, position: RunId, *, is_over: bool) -> 
 
 def _gone(settings: Settings, position: RunId) -> Response:
     """Tells a client that its run is no more: a reset with a final id, and the end."""
+    process.current().count("resets")
     final = dataclasses.replace(position, final=True)
     frames = reset_frame(settings, "run_gone", str(position), None)
     end = ServerSentEvent({"reason": "run_gone"}, event=settings.end_event, id=str(final)).encode()

@@ -35,6 +35,8 @@ STUCK_SECONDS: Final = 10.0
 REVOKED_AT: Final = -math.inf
 #: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
 BLOCKED_SECONDS: Final = 1.0
+#: Seconds after which text that is due is sent that could not be without waiting.
+FLUSH_SECONDS: Final = 0.05
 
 
 def is_final_id(event_id: str | None) -> bool:
@@ -264,21 +266,25 @@ class Stream:
             for ready in coalescer.add(item, time.monotonic()):
                 self._write_item(ready)
         self._raise_if_ended()
-        if coalescer.due is not None and coalescer.due != before and self._keeper is not None:
-            self._keeper.flush_at(self, coalescer.due)
+        due = coalescer.due
+        if due is not None and due != before and (keeper := self._keeper) is not None:
+            keeper.flush_at(self, due)
 
     def flush(self) -> None:
-        """Sends the text that waits, if it can be sent without waiting."""
-        coalescer = self._coalescer
-        if coalescer is None or self.closed or self._sink.blocked_since is not None:
-            # The end sends it, or what comes next.
+        """Sends the text that waits, if it is due; in a while, if it can't be sent now without waiting."""
+        coalescer, now = self._coalescer, time.monotonic()
+        if coalescer is None or self.closed or coalescer.due is None or coalescer.due > now:
+            # It has been sent, with what came next or by the end; what has come since has a time of its own.
             return
-        if self._putting.acquire(blocking=False):
-            try:
-                for ready in coalescer.take(time.monotonic()):
-                    self._write_item(ready, waits=False)
-            finally:
-                self._putting.release()
+        if self._sink.blocked_since is not None or not self._putting.acquire(blocking=False):
+            if (keeper := self._keeper) is not None:
+                keeper.flush_at(self, now + FLUSH_SECONDS)
+            return
+        try:
+            for ready in coalescer.take(now):
+                self._write_item(ready, waits=False)
+        finally:
+            self._putting.release()
 
     def write(self, frame: bytes) -> None:
         """Hands one encoded event to the sink, and waits while the client doesn't keep up.

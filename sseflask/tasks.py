@@ -19,7 +19,7 @@ from .brokers.tasks import TaskChange, TaskRecord, TaskState
 from .channel import checked_event
 from .config import DEFAULTS, Settings
 from .context import TaskContext
-from .detached import END, DetachedStream
+from .detached import END, DetachedStream, without_id
 from .errors import BrokerUnavailable, InvalidEvent, TaskEnded
 from .event import ServerSentEvent, to_event
 from .lease import LeaseKeeper
@@ -34,6 +34,8 @@ PROGRESS: Final = "task_progress"
 FILE_UPDATE: Final = "file_update"
 ENDS: Final = {TaskState.COMPLETED: "task_completed", TaskState.FAILED: "task_failed", TaskState.CANCELLED: "task_cancelled"}
 
+#: What any number of a task's progress is below: browsers read them as floats.
+MOST: Final = 10**300
 #: Files of which a task tells one by one.
 MOST_FILES: Final = 10_000
 #: Seconds between two looks of `Task.wait`, at first and at the most.
@@ -248,17 +250,19 @@ class Task:
 
     def _publish(self, event: ServerSentEvent, *, part: str | None = None) -> None:
         own = self._tasks.find_own(self.id)
-        if own is not None:
+        if own is not None and (own.is_current or native.is_apart()):
             own.publish(event, part=part)
-            return
-        checked_event(event, self._tasks.settings.max_event_bytes)
-        self._tasks.broker.publish(self.channel, event, task=TaskChange(self.id, part))
+        else:
+            self._tasks.publish_for(self.id, self.channel, event, part)
 
     def _conclude(self, state: TaskState, event: ServerSentEvent) -> None:
         checked_event(event, self._tasks.settings.max_event_bytes)
         own = self._tasks.find_own(self.id)
         if own is not None:
             own.conclude(state, event)
+            if not own.is_current:
+                # By itself it would learn of it at its next event, if there is one.
+                own.ask(CloseReason.CONCLUDED)
         else:
             self._tasks.publish_end(self.id, self.channel, state, event)
 
@@ -368,7 +372,11 @@ class Tasks:
         task = Task(self, task_id, channel if channel is not None else f"task:{task_id}")
         stream = TaskStream(task, self.broker, self.settings, app=app, has_own_channel=channel is None)
         producer = GeneratorProducer(stream, _work(target, args, kwargs), None, TaskContext(app))
-        self.create(stream, {"kind": "task", "ends_channel": channel is None})
+        facts: dict[str, Any] = {"kind": "task", "ends_channel": channel is None}
+        if channel is not None:
+            # What the channel had before isn't the task's.
+            facts["since"] = str(self.broker.position)
+        self.create(stream, facts)
         make_runner = process.current().make_runner or ThreadRunner
         self.broker.waker.call(lambda: self.begin(stream, lambda: producer.start(make_runner(), None)))
         return task
@@ -433,6 +441,21 @@ class Tasks:
             own.ask(CloseReason.CANCELLED)
         return own is not None
 
+    def publish_for(self, task_id: str, channel: str, event: ServerSentEvent, part: str | None) -> None:
+        """Publishes in the name of a task for somebody who isn't its own work.
+
+        Raises:
+            InvalidEvent: It has an id of its own, or can't be published.
+            TaskEnded: The task has ended; counted.
+            BrokerUnavailable: The broker doesn't have the event.
+        """
+        checked_event(without_id(event), self.settings.max_event_bytes)
+        try:
+            self.broker.publish(channel, event, task=TaskChange(task_id, part))
+        except TaskEnded:
+            process.current().count("events_refused")
+            raise
+
     def publish_end(self, task_id: str, channel: str, state: TaskState, event: ServerSentEvent) -> None:
         """Ends a task that another process works on, or nobody does.
 
@@ -478,9 +501,9 @@ class Tasks:
         if task_id not in self._own:
             return
         files = self._files.setdefault(task_id, set())
-        files.add(file_id)
-        if len(files) > MOST_FILES:
+        if len(files) >= MOST_FILES and file_id not in files:
             raise InvalidEvent("data", file_id, f"a task tells of at most {MOST_FILES} files")
+        files.add(file_id)
 
     def _forget(self, stream: DetachedStream) -> None:
         self._own.pop(stream.task_id, None)
@@ -545,4 +568,5 @@ def _is_id(task_id: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    # An integer may be beyond all floats.
+    return (type(value) is int and abs(value) < MOST) or (type(value) is float and math.isfinite(value))

@@ -11,7 +11,7 @@ from flask import current_app, has_app_context
 from werkzeug.local import LocalProxy
 
 from .current import active_stream
-from .errors import NoActiveStream, StreamError
+from .errors import InvalidEvent, NoActiveStream, StreamError
 from .event import ServerSentEvent, to_event
 from .stream import error_data
 from .tasks import Task, TaskStream
@@ -120,4 +120,9 @@ def _chunk_error(item: T, number: int, key: Callable[[T], object] | None, error:
     data = error_data(error, debug=debug)
     if data["error_type"] == "internal_error":
         data["error"] = "an error kept this item from being processed"
-    return ServerSentEvent({"id": number if name is None else name, **data}, event=CHUNK_ERROR)
+    try:
+        return ServerSentEvent({"id": number if name is None else name, **data}, event=CHUNK_ERROR)
+    except InvalidEvent:
+        # What JSON can't express of it isn't told; that it failed is.
+        data.pop("details", None)
+        return ServerSentEvent({"id": name if isinstance(name, str | int) else number, **data}, event=CHUNK_ERROR)

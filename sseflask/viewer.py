@@ -8,6 +8,7 @@ from typing import Final
 
 from flask import Response
 
+from . import process
 from .brokers import Broker
 from .brokers.tasks import TaskRecord
 from .config import StreamOptions
@@ -70,6 +71,9 @@ def answer(tasks: Tasks, task_id: str, options: StreamOptions) -> Response:
         broker.prepare(channels, asked)
         beginning = place(broker, channels, asked, settings)
         if not beginning.reset:
+            if record.state.is_final and beginning.cursor >= record.seq:
+                # It has seen the end, whatever its id says.
+                return Response(status=204)
             return TaskResponse(tasks, record, beginning, options)
         # What it missed is gone; it gets where the task stands instead, with the word that this is so.
         resumption = broker.log.resume(channels, asked)
@@ -78,25 +82,31 @@ def answer(tasks: Tasks, task_id: str, options: StreamOptions) -> Response:
     broker.prepare(channels)
     record = tasks.find_record(task_id) or record
     epoch = broker.position.epoch
-    position = EventId(epoch, record.seq)
+    position = EventId(epoch, max(record.seq, _begun_at(record, epoch)))
     broker.prepare(channels, str(position))
     frames += open_frame(settings, channels, None if record.parts else position)
     shown = [part.body for part in record.parts]
     if record.state.is_final and shown:
+        if asked is not None:
+            process.current().count("resets")
         shown[-1] = _with_id(shown[-1], EventId(epoch, record.seq, final=True))
         return Response(frames + b"".join(shown), mimetype="text/event-stream", headers=HEADERS)
     if shown:
         shown[-1] = _with_id(shown[-1], position)
-    cursor = _first_after(broker, record)
+    cursor = _first_after(broker, record.channel, position.seq)
     return TaskResponse(tasks, record, Beginning(cursor, frames + b"".join(shown), bool(asked)), options)
 
 
-def _first_after(broker: Broker, record: TaskRecord) -> int:
+def _begun_at(record: TaskRecord, epoch: str) -> int:
+    """The number of the last event that a task's channel had before the task began, as far as known."""
+    since = EventId.parse(facts_of(record).get("since", ""))
+    return since.seq if since is not None and since.epoch == epoch else 0
+
+
+def _first_after(broker: Broker, channel: str, seq: int) -> int:
     """The cursor of who has seen where a task stands: what comes later and is still there follows."""
     with broker.emitter.lock:
-        ring = broker.log.find(record.channel)
-        gone = ring.missing_after(record.seq) if ring is not None else broker.log.missing_after(record.channel, record.seq)
-        return max(record.seq, gone)
+        return max(seq, broker.log.missing_after(channel, seq))
 
 
 def _with_id(body: bytes, position: EventId) -> bytes:
