@@ -119,7 +119,7 @@ def develop(shelf: Shelf, folder: Path, names: list[str]) -> dict[str, int]:
             except PictureFailed as error:
                 failed += 1
                 current_task.file_update(str(number), filename=name, status="failed", message=str(error))
-        current_task.progress(len(names), len(names), "")
+        current_task.progress(len(names), len(names), "Done.")
         return {"done": len(names) - failed, "failed": failed}
     finally:
         # Also when the job was cancelled: `StreamClosed` was raised wherever it waited. What is done is kept for a while.
@@ -152,13 +152,16 @@ def make_part(source: Path, part: str, target: Path) -> None:
     Raises:
         PictureFailed: The picture is damaged, or too large.
     """
-    from PIL import ImageFilter
+    from PIL import ImageDraw, ImageFilter
 
     try:
         if part == "thumbnail":
             reduced(source, THUMBNAIL_SIDE).save(target, quality=85)
         else:
-            reduced(source, CONTOUR_SIDE).convert("L").filter(ImageFilter.CONTOUR).save(target)
+            contour = reduced(source, CONTOUR_SIDE).convert("L").filter(ImageFilter.CONTOUR)
+            # The outermost pixels have no neighbours to differ from: the filter leaves them as they were.
+            ImageDraw.Draw(contour).rectangle((0, 0, contour.width - 1, contour.height - 1), outline="white")
+            contour.save(target)
     except PictureFailed:
         raise
     except Exception as error:

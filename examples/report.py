@@ -200,7 +200,7 @@ def write_report(shelf: Shelf, folder: Path, messages: Sequence[Message]) -> Gen
         yield status(3, "Saving the file")
         pause()
         book.save(folder / FILE)
-        current_task.progress(4, 4, "Done")
+        current_task.progress(4, 4, "Done.")
         size = (folder / FILE).stat().st_size
         is_done = True
         yield ServerSentEvent({"file": FILE, "bytes": size, "sheets": book.sheetnames}, event="EXCEL_STATUS_END")

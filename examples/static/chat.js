@@ -6,6 +6,7 @@ import { resumeEvents } from "./resume.js";
 const element = (id) => document.getElementById(id);
 const connection = new Connection();
 const messages = element("messages");
+const STORE = "sseflask-chat";
 const KEPT_TURNS = 20;
 const REASONS = {
   cancelled: "Stopped.",
@@ -14,12 +15,12 @@ const REASONS = {
 };
 // The conversation, which outlives a reload of the page: { question, answer, state, meta }; one that is being answered also has the
 // id of its stream's beginning, `start`.
-let turns = JSON.parse(sessionStorage.getItem("chat") ?? "[]");
+let turns = JSON.parse(sessionStorage.getItem(STORE) ?? "[]");
 let running = null;
 
 function save() {
   turns = turns.slice(-KEPT_TURNS);
-  sessionStorage.setItem("chat", JSON.stringify(turns));
+  sessionStorage.setItem(STORE, JSON.stringify(turns));
 }
 
 function addMessage(role, text = "") {
@@ -111,7 +112,9 @@ async function hear(turn, item, body) {
     },
     "stream-end"(data) {
       const { reason } = JSON.parse(data);
-      conclude(reason === "cancelled" ? "stopped" : "failed", REASONS[reason] ?? "The answer has ended.");
+      // Who was away when it was stopped finds it gone.
+      if (reason === "cancelled" || running.stopping) conclude("stopped", REASONS.cancelled);
+      else conclude("failed", REASONS[reason] ?? "The answer has ended.");
     },
   };
   const options = { method: "POST", signal: aborting.signal, headers: { "Content-Type": "application/json" }, body };

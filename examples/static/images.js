@@ -62,7 +62,7 @@ function follow(job) {
     task_progress({ progress, message, current, total }) {
       element("bar").value = progress;
       element("percent").textContent = `${Math.floor(progress)} %`;
-      element("now").textContent = current < total ? `${current} of ${total} are done. In hand: ${message}` : "";
+      element("now").textContent = current < total ? `${current} of ${total} are done. In hand: ${message}` : message;
     },
     file_update({ file_id, filename, status, progress, message }) {
       const tile = tileOf(file_id);
@@ -78,7 +78,7 @@ function follow(job) {
 
 function ended(name, { result, error, details }) {
   task = null;
-  element("now").textContent = "";
+  element("now").textContent = name === "task_completed" ? "Done." : "Nothing is being developed.";
   if (name === "task_completed") {
     element("bar").dataset.state = "done";
     const title = `${result.done} ${result.done === 1 ? "picture is" : "pictures are"} developed`;
@@ -136,7 +136,7 @@ async function start() {
     if (!response.ok) throw new Error(answer.error ?? `The server answered ${response.status}.`);
     follow(answer.job);
   } catch (error) {
-    element("now").textContent = "";
+    element("now").textContent = "Nothing is being developed.";
     showOutcome(element("outcome"), "bad", { title: error.message });
   }
   sending = false;

@@ -116,7 +116,7 @@ function follow(job) {
 
 function ended(job, name, { result, error, details }) {
   task = null;
-  element("now").textContent = "";
+  element("now").textContent = name === "task_completed" ? "Done." : "No report is being written.";
   if (name === "task_completed") {
     element("bar").dataset.state = "done";
     showReport(job, result);

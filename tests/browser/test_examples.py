@@ -99,17 +99,17 @@ def test_the_index_shows_the_bytes_of_a_stream_as_they_arrive(page: Page, server
     expect_connection(page, "open")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_index_leads_to_each_example_and_its_code(visit: Any, name: str) -> None:
+def test_the_index_leads_to_each_example_and_its_code(visit: Any) -> None:
     """Each card opens its example, whose page shows the very code that serves it, and leads back."""
-    page = visit(name)
-    source = of(page, "source").first
-    expect(source.locator("pre")).to_be_hidden()
-    source.locator("summary").click()
-    expect(source.locator("pre")).to_be_visible()
-    assert source.locator("code").inner_text().strip() == (ROOT / f"examples/{name}.py").read_text().strip()
-    of(page, "home").click()
-    expect(of(page, f"card-{name}")).to_be_visible()
+    for name in NAMES:
+        page = visit(name)
+        source = of(page, "source").first
+        expect(source.locator("pre")).to_be_hidden()
+        source.locator("summary").click()
+        expect(source.locator("pre")).to_be_visible()
+        assert source.locator("code").inner_text().strip() == (ROOT / f"examples/{name}.py").read_text().strip()
+        of(page, "home").click()
+        expect(of(page, f"card-{name}")).to_be_visible()
 
 
 @pytest.mark.parametrize("width", [320, 768])
