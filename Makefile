@@ -84,8 +84,8 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python $(PACKAGING)
-	@echo "Installing the package"
-	@$(INSTALL) .
+	@echo "Installing the package and what its examples need"
+	@$(INSTALL) '.[examples]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.python $(PACKAGING)
@@ -103,9 +103,9 @@ $(CLIENT)/node_modules/.package-lock.json: $(CLIENT)/package.json $(CLIENT)/pack
 $(VENV)/.lint: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what checks it"
 	@$(INSTALL) '.[lint]'
-	@touch $@ $(VENV)/.demo
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what the benchmarks' plots need"
 	@$(INSTALL) '.[bench]'
-	@touch $@ $(VENV)/.demo
+	@touch $@
