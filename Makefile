@@ -38,6 +38,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
+	@sh tests/system.sh proxies
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # All four say what they have to say, even when the first fails.

@@ -1,7 +1,7 @@
 #!/bin/sh
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
 # `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
-# tests of the Redis broker start. With apt-get, and as root or with a sudo that asks for no password, it installs what is
+# tests of the Redis broker start, `system.sh proxies` to the proxies that deploy/ has files for. With apt-get, and as root or with a sudo that asks for no password, it installs what is
 # missing; else it says in one line what that is.
 set -eu
 
@@ -75,6 +75,19 @@ redis() {
     # Valkey takes Redis's place where there is a package of it; older systems have none.
     if ! has valkey-server && has apt-cache && apt-cache show valkey-server >/dev/null 2>&1; then
         apt_install valkey-server || echo "Missing for the tests on Valkey: valkey-server" >&2
+    fi
+}
+
+proxies() {
+    # As for Redis; one call for all of them, since each looks for news of all packages first.
+    missing=
+    for program in nginx haproxy caddy; do
+        has "$program" || [ -x "/usr/sbin/$program" ] || missing="$missing $program"
+    done
+    # Each name is a word of its own.
+    # shellcheck disable=SC2086
+    if [ -n "$missing" ] && ! apt_install $missing; then
+        echo "Missing for the tests of deploy/:$missing" >&2
     fi
 }
 

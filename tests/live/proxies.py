@@ -34,12 +34,28 @@ class ProxyEnded(Exception):
     """A proxy that was starting ended by itself."""
 
 
+class Door:
+    """Where a proxy listens without TLS: what the file has there is to send browsers to TLS."""
+
+    def __init__(self, proxy: Proxy, port: int) -> None:
+        self.address = ("127.0.0.1", port)
+        self._proxy = proxy
+
+    def tls_context(self, alpn: Sequence[str] = ()) -> None:
+        """None: it is plain text."""
+
+    def adopt(self, client: Closable) -> None:
+        """Takes over closing the client when the proxy stops."""
+        self._proxy.adopt(client)
+
+
 class Proxy:
     """A proxy with TLS in front of two upstreams, on a port of its own.
 
     Attributes:
         kind: Which one.
         address: Where it listens.
+        door: Where it listens without TLS.
     """
 
     def __init__(self, kind: Kind, directory: Path, upstreams: Sequence[int], changes: Changes | None = None) -> None:
@@ -53,7 +69,7 @@ class Proxy:
         """
         self.kind: Kind = kind
         self.address = ("127.0.0.1", free_port())
-        self._plain_port = free_port()
+        self.door = Door(self, free_port())
         self._directory = directory
         self._upstreams = tuple(upstreams)
         self._changes = dict(changes or {})
@@ -142,7 +158,7 @@ class Proxy:
 
     def _site(self) -> Changes:
         """What a site changes in the file."""
-        port, plain, here = self.address[1], self._plain_port, self._directory
+        port, plain, here = self.address[1], self.door.address[1], self._directory
         first, second = self._upstreams
         servers = {"127.0.0.1:8000": f"127.0.0.1:{first}", "127.0.0.1:8001": f"127.0.0.1:{second}"}
         match self.kind:
