@@ -1,4 +1,4 @@
-"""`python -m sseflask listen URL` shows the events of any server's stream, and reconnects as a browser does."""
+"""`python -m sseflask listen URL` shows the events of any server's stream as a browser gets them; `doctor URL` examines it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from .address import Headers, UnusableAddress, header_of, headers_of, origin_of, parts_of, target_of
-from .cli import Printer, as_json_option, count_option, decoder_at, ending_cleanly, last_event_id_option, say
+from .cli import Printer, as_json_option, count_option, decoder_at, doctor, ending_cleanly, last_event_id_option, say
 from .config import redacted
 from .decoder import EventDecoder
 
@@ -152,6 +152,9 @@ def pause(retry_ms: int | None, failures: int) -> float:
 @click.group()
 def main() -> None:
     """Event streams from the command line. An app's own channels are reached by `flask sse`."""
+
+
+main.add_command(doctor)
 
 
 @main.command()

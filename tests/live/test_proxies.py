@@ -105,7 +105,9 @@ class Site:
         for name in ("a", "b"):
             (directory / name).mkdir()
             self.servers.append(
-                Server(APP, directory / name, env={"APP_BROKER_URL": url}, config=ROOT / "gunicorn.conf.py", args=["--timeout", "60"])
+                Server(
+                    APP, directory / name, env={"APP_BROKER_URL": url}, config=ROOT / "gunicorn.conf.py", args=["--timeout", "60"]
+                )
             )
         self.publisher = Publisher(url)
 
@@ -239,7 +241,7 @@ def test_a_stream_with_keepalives_outlives_the_idle_limit(start: Start) -> None:
 
 @each_proxy
 def test_a_hang_up_reaches_the_worker(site: Site, start: Start, kind: Kind) -> None:
-    """nginx and Caddy pass it on at once, HAProxy at its second write to who has left; over HTTP/2 all of them at once."""
+    """Caddy and nginx pass it on at once, HAProxy at its second write to who has left; over HTTP/2 all of them at once."""
     proxy = start(kind)
     wait_until(lambda: site.streams() == 0, 10, "no stream of an earlier test")
     paths = ["/events/news", "/silent"] if kind in SEES_A_HANG_UP else ["/events/news"]
