@@ -117,11 +117,12 @@ def judge(seen: Observation) -> list[Finding]:
     findings.append(_status(answer, proxy))
     if not answer.is_stream:
         return [*findings, *_cors(seen, answer)]
-    findings += [_in_front(answer, proxy), *_version(seen, answer, proxy), *_headers(answer, proxy)]
-    findings += [*_compression(seen, answer, proxy), *_cors(seen, answer)]
+    findings.append(_in_front(answer, proxy))
     if _is_placeholder(seen):
         text = f"the stream is empty and says to come back in {seen.retry} ms: nobody could serve it just now"
         return [*findings, Finding("fail", "stream", text, "see whether the app runs, and has room (its -/health says so)")]
+    findings += [*_version(seen, answer, proxy), *_headers(answer, proxy)]
+    findings += [*_compression(seen, answer, proxy), *_cors(seen, answer)]
     findings.append(_first_byte(seen, answer, proxy))
     findings += _buffering(seen, proxy)
     findings.append(_end(seen, proxy))
@@ -164,6 +165,10 @@ def silences(seen: Observation) -> list[float]:
     return [after - before for before, after in itertools.pairwise(times)]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _remedy(topic: Topic, proxy: str) -> str:
     known = REMEDIES[topic]
     return f"{proxy}: {known[proxy]}" if proxy in known and proxy else known[""]
@@ -186,14 +191,12 @@ def _redirects(seen: Observation) -> Iterator[Finding]:
 
 
 def _unanswered(seen: Observation) -> Finding:
-    if not seen.silent or seen.head_after is None:
+    if not seen.silent or seen.head is None:
         return Finding(
             "fail", "answer", seen.problem, "" if seen.silent else "see whether the address is right, and a server listens"
         )
-    text = (
-        f"{seen.problem}, though a HEAD request has one after {seen.head_after:.1f} s: something keeps the stream until it is full"
-    )
-    return Finding("fail", "buffering", text, _remedy("buffering", ""))
+    text = f"{seen.problem}, though a HEAD request has one after {seen.head.after:.1f} s: something keeps the stream back"
+    return Finding("fail", "buffering", text, _remedy("buffering", _proxy(seen.head)))
 
 
 def _status(answer: Answer, proxy: str) -> Finding:
@@ -323,9 +326,9 @@ def _buffering(seen: Observation, proxy: str) -> Iterator[Finding]:
         )
         yield Finding("warn", "buffering", text, _remedy("buffering", proxy))
     elif any(lump.events or lump.comments for lump in later):
-        yield Finding("ok", "buffering", f"{seen.events} events and {seen.comments} comments, as they came")
+        yield Finding("ok", "buffering", f"{_count(seen.events, 'event')} and {_count(seen.comments, 'comment')}, as they came")
     else:
-        text = f"can't be told: {seen.events} events at the opening, and nothing more within {seen.watched:.0f} s"
+        text = f"can't be told: {_count(seen.events, 'event')} at the opening, and nothing more within {seen.watched:.0f} s"
         yield Finding("ok", "buffering", text)
 
 

@@ -98,7 +98,7 @@ class Observation:
         answer: The one at the end of these; None where none came.
         problem: Why none came, or why it couldn't be read.
         silent: Whether there was a connection, but no answer within the time.
-        head_after: Seconds that a HEAD request took where the stream's own answer didn't come; None where that didn't either.
+        head: The answer to a HEAD request where the stream's own answer didn't come; None where that didn't either.
         pieces: What came, in order.
         last_event_id: The id to go on after; empty for none.
         retry: The reconnection time that the stream asked for, in milliseconds.
@@ -116,7 +116,7 @@ class Observation:
     answer: Answer | None = None
     problem: str = ""
     silent: bool = False
-    head_after: float | None = None
+    head: Answer | None = None
     pieces: list[Piece] = field(default_factory=list)
     last_event_id: str = ""
     retry: int | None = None
@@ -202,7 +202,7 @@ def observe(url: str, *, seconds: float, headers: Headers = (), origin: str | No
         seen.problem = f"it redirects more than {MAX_REDIRECTS} times"
         return seen
     if seen.silent:
-        seen.head_after = _head_after(url, mine)
+        seen.head = _head(url, mine)
     if seen.answer is not None and seen.is_secure:
         seen.alpn = _negotiated(url)
     if seen.last_event_id:
@@ -342,11 +342,11 @@ def _read(seen: Observation, request: _Request, answer: Answer, until: float) ->
     seen.last_event_id, seen.retry = reader.decoder.last_event_id, reader.decoder.retry
 
 
-def _head_after(url: str, headers: Headers) -> float | None:
-    """How soon a HEAD request is answered, whatever with."""
+def _head(url: str, headers: Headers) -> Answer | None:
+    """What a HEAD request is answered, if anything."""
     try:
         with contextlib.closing(_Request(url, headers, method="HEAD")) as request:
-            return request.answer(CONNECT_SECONDS).after
+            return request.answer(CONNECT_SECONDS)
     except (OSError, http.client.HTTPException):
         return None
 

@@ -76,8 +76,8 @@ def test_a_healthy_stream_is_found_so() -> None:
         (replace(WELL, answer=None, problem="Connection refused"), "fail", "answer", "Connection refused"),
         (replace(WELL, answer=None, problem="no answer within 5 s", silent=True), "fail", "answer", "no answer within 5 s"),
         (
-            replace(WELL, answer=None, problem="no answer within 5 s", silent=True, head_after=0.1),
-            *("fail", "buffering", "proxy_buffering off"),
+            replace(WELL, answer=None, problem="no answer within 5 s", silent=True, head=with_headers(Server="nginx")),
+            *("fail", "buffering", "→ nginx: proxy_buffering off"),
         ),
         (replace(WELL, answer=with_headers(Content_Type="text/html")), "fail", "status", "Content-Type: text/event-stream"),
         (replace(WELL, answer=replace(ANSWER, status=204)), "fail", "status", "no more to come"),
@@ -365,7 +365,7 @@ def test_a_stream_that_is_held_back_whole_is_told_from_a_server_that_hangs() -> 
     with Raw([...], [head()]) as server:
         seen = observe(server.url, seconds=0.3)
     assert server.requests[1].startswith("HEAD ")
-    assert seen.silent and seen.head_after is not None
+    assert seen.silent and seen.head is not None
     assert [finding.subject for finding in judge(seen)] == ["buffering"]
     with Raw([...], [b""]) as server:
         seen = observe(server.url, seconds=0.3)

@@ -10,8 +10,9 @@ import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
+import pytest
 import trustme
 
 from tests.live.client import Closable
@@ -216,3 +217,15 @@ def changed(text: str, changes: Changes) -> str:
         assert old in text, f"{old!r} isn't in the file"
         text = text.replace(old, new)
     return text
+
+
+def is_missing(kind: Kind) -> bool:
+    """Whether a proxy's tests are left out: where it couldn't be installed, but never where all of them have to run."""
+    return PROGRAMS[kind] is None and not os.environ.get("CI")
+
+
+def needing(kind: Kind, *values: object) -> Any:
+    """A test's parameters, for where this proxy is installed."""
+    return pytest.param(
+        kind, *values, id=kind, marks=pytest.mark.skipif(is_missing(kind), reason=f"needs {kind} (sh tests/system.sh proxies)")
+    )

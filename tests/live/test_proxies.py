@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import select
 import signal
 import ssl
@@ -21,15 +20,16 @@ import h2.events
 import pytest
 
 from sseflask import Publisher
+from sseflask.doctor import judge
+from sseflask.probe import observe
 from tests.live.client import Endpoint, StreamClient, connect, get, open_stream, read_all
 from tests.live.http2 import open_http2_stream
 from tests.live.process import wait_until
-from tests.live.proxies import KINDS, PROGRAMS, Changes, Kind, Proxy
+from tests.live.proxies import KINDS, Changes, Kind, Proxy, is_missing, needing
 from tests.live.server import ROOT, Server
 from tests.redis import free_port
 
 APP: Final = '''
-import os
 
 from flask import Flask, request
 
@@ -77,18 +77,6 @@ SHORT: Final[Mapping[Kind, Changes]] = {
     "caddy": {"read_timeout 60s": "read_timeout 3s"},
 }
 EVENT_STREAM: Final = {"Accept": "text/event-stream"}
-
-
-def is_missing(kind: Kind) -> bool:
-    """Whether a proxy's tests are left out: where it couldn't be installed, but never where all of them have to run."""
-    return PROGRAMS[kind] is None and not os.environ.get("CI")
-
-
-def needing(kind: Kind, *values: object) -> Any:
-    """A test's parameters, for where this proxy is installed."""
-    return pytest.param(
-        kind, *values, id=kind, marks=pytest.mark.skipif(is_missing(kind), reason=f"needs {kind} (sh tests/system.sh proxies)")
-    )
 
 
 class Site:
@@ -198,15 +186,30 @@ def test_haproxy_would_delay_each_event(site: Site, start: Start, kind: Kind) ->
     assert statistics.median(delays(site, late.door)) > there + 0.1
 
 
+@each_proxy
+def test_the_doctor_finds_it_well(start: Start, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through each of the files nothing is to be said of a stream but that it is well; over HTTP/2, too."""
+    proxy = start(kind)
+    monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
+    findings = {finding.subject: finding for finding in judge(observe(proxy.url("/events/news"), seconds=3.0))}
+    assert {finding.level for finding in findings.values()} == {"ok"}
+    assert findings["HTTP version"].text.startswith("HTTP/2")
+    assert "as they came" in findings["buffering"].text
+
+
 @pytest.mark.parametrize("kind", [needing("nginx")])
-def test_nginx_would_keep_events(site: Site, start: Start, kind: Kind) -> None:
-    """With buffering, and deaf to X-Accel-Buffering, not even the head comes before the buffer is full."""
+def test_nginx_would_keep_events(site: Site, start: Start, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With buffering, and deaf to X-Accel-Buffering, not even the head comes before the buffer is full; the doctor says so."""
     proxy = start(kind, {"proxy_buffering off;": "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"})
     with open_stream(proxy, "/events/news", wait_for_head=False) as client:
         wait_until(lambda: site.streams() > 0, 10, "the stream")
         site.publish("news", 1)
         with pytest.raises(TimeoutError):
             client.read_head(1.5)
+    monkeypatch.setenv("SSL_CERT_FILE", str(proxy.authority))
+    (finding,) = judge(observe(proxy.url("/events/news"), seconds=1.5))
+    assert (finding.level, finding.subject) == ("fail", "buffering")
+    assert "nginx: proxy_buffering off" in finding.advice
 
 
 @pytest.mark.parametrize("kind", [needing("caddy")])
