@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import re
 import socket
@@ -10,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import EllipsisType
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 
 from sseflask import SSE, __main__
+from sseflask import doctor as doctor_module
 from sseflask.doctor import IDLE_LIMITS, PROXIES, REMEDIES, Finding, has_failed, judge, lines, lumps, silences
 from sseflask.probe import Answer, Observation, Piece, observe
 
@@ -497,6 +500,9 @@ def test_a_server_writes_nothing_onto_a_terminal() -> None:
 
 
 def test_the_limits_are_those_of_the_docs() -> None:
-    """The known limits rise, and the shortest is the first."""
-    seconds = [limit for limit, _ in IDLE_LIMITS]
-    assert seconds == sorted(seconds)
+    """docs/proxies.md has each limit that a silence is put down to, and each finding that there can be."""
+    text = (Path(__file__).parents[1] / "docs/proxies.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \|$", text, re.MULTILINE)
+    assert rows == [(who.replace(" and ", ", "), f"{limit:g}") for limit, who in IDLE_LIMITS]
+    subjects = {subject for row in re.findall(r"^\| ([\w ,]+) \| [^|]*\.\s*\|$", text, re.MULTILINE) for subject in row.split(", ")}
+    assert subjects == set(re.findall(r'Finding\([^()]*?"(?:ok|warn|fail)"[^"()]*?, "([\w ]+)"', inspect.getsource(doctor_module)))
