@@ -24,6 +24,7 @@ from flask.cli import AppGroup
 from .brokers import SharedBroker
 from .config import redacted
 from .decoder import EventDecoder
+from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidChannel, InvalidEvent, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent
 from .stream import is_final_id
@@ -264,7 +265,7 @@ def listen(channels: tuple[str, ...], as_json: bool, last_event_id: str | None, 
 def channels(as_json: bool) -> None:
     """Lists the channels that have streams, and how many, in all processes together."""
     _, broker = _shared()
-    counts = dict(sorted(broker.store.counts().items()))
+    counts = {name: count for name, count in sorted(broker.store.counts().items()) if not name.startswith(RESERVED)}
     if as_json:
         click.echo(json.dumps(counts, ensure_ascii=False))
         return

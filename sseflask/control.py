@@ -15,6 +15,7 @@ from .errors import BrokerUnavailable
 from .event import ServerSentEvent
 from .stream import Stream
 from .subscription import Subscription
+from .tasks import Tasks
 
 log = logging.getLogger("sseflask.broker")
 
@@ -27,26 +28,29 @@ HISTORY: Final = 8
 class Control:
     """One app's, in one process. It listens while the process has streams, or works on tasks."""
 
-    def __init__(self, broker: Callable[[], Broker], cancel: Callable[[str], object]) -> None:
+    def __init__(self, broker: Callable[[], Broker], tasks: Tasks) -> None:
         """Stores what it needs.
 
         Args:
             broker: Gives the app's broker in this process.
-            cancel: Ends a task that this process works on.
+            tasks: The app's, as this process sees them.
         """
         self._broker = broker
-        self._cancel = cancel
+        self._tasks = tasks
         self._is_listening = False
 
     def listen(self) -> None:
         """Listens from here on, until the process has neither streams nor tasks; where none are joined, nobody can ask."""
         if not self._is_listening:
             try:
-                emitter = self._broker().emitter
+                broker = self._broker()
             except BrokerUnavailable:
                 return
             self._is_listening = True
-            emitter.on(CHANNEL, self._hear)
+            broker.emitter.on(CHANNEL, self._hear)
+            if broker.is_shared:
+                # Its streams may watch what a process works on that dies.
+                self._tasks.watch()
             process.current().timer.call_every_second(self._rest)
 
     def disconnect(self, *, client_key: str | None, channel: str | None) -> None:
@@ -77,7 +81,7 @@ class Control:
         try:
             command = json.loads(event.data or "")
             if "cancel" in command:
-                self._cancel(command["cancel"])
+                self._tasks.hear_cancel(command["cancel"])
                 return
             wanted: dict[str, Any] = command["disconnect"]
         except (ValueError, KeyError, TypeError):

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from flask import Flask
 
-from . import native, process
+from . import native, process, signals
 from .brokers import Broker
 from .brokers.tasks import Lease, TaskChange, TaskState
 from .channel import checked_event
 from .config import Settings, StreamOptions
+from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, TaskEnded
 from .event import ServerSentEvent, to_event
 from .log import Batch
@@ -119,7 +120,7 @@ class DetachedStream(Stream):
     # What publishes.
 
     def publish(self, event: ServerSentEvent, *, part: str | None = None) -> None:
-        """Publishes an event in the task's name, after text that waits; waits for a broker that can't be reached now.
+        """Publishes an event in the task's name; waits for a broker that can't be reached now.
 
         Args:
             event: The event; its id is ours to give.
@@ -132,8 +133,6 @@ class DetachedStream(Stream):
         """
         if event.id is not None:
             raise InvalidEvent("id", event.id, "the ids of a task's or a resumable stream's events are sseflask's own")
-        if not native.is_apart():
-            self.flush()
         if self.closed:
             self.raise_interruption()
             return
@@ -265,7 +264,7 @@ class DetachedStream(Stream):
         deadline = time.monotonic() + min(self._settings.producer_lease, MOST_RETRY_SECONDS)
         while True:
             try:
-                self._broker.publish(
+                event_id = self._broker.publish(
                     self.channel,
                     stored,
                     token=token,
@@ -278,7 +277,12 @@ class DetachedStream(Stream):
                     raise
                 native.pause(RETRY_SECONDS)
             else:
+                self._signal(stored, event_id)
                 return
+
+    def _signal(self, event: ServerSentEvent, event_id: str) -> None:
+        if self.app is not None and signals.event_published.receivers and not self.channel.startswith(RESERVED):
+            signals.event_published.send(self.app, channel=self.channel, event=event, id=event_id)
 
     def _waiting(self) -> list[ServerSentEvent]:
         return [] if self._coalescer is None else self._coalescer.take(time.monotonic())

@@ -96,8 +96,10 @@ class Installation:
     @property
     def control(self) -> Control:
         """What this process tells the app's others, and hears from them."""
-        made = Control(lambda: self.broker, self.tasks.hear_cancel)
-        return self._controls.setdefault(os.getpid(), made)
+        control = self._controls.get(os.getpid())
+        if control is None:
+            control = self._controls.setdefault(os.getpid(), Control(lambda: self.broker, self.tasks))
+        return control
 
     @property
     def tasks(self) -> Tasks:

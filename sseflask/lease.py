@@ -18,8 +18,9 @@ from .errors import BrokerUnavailable
 
 log = logging.getLogger("sseflask.tasks")
 
-#: Seconds between two turns at the most; a tenth of the lease if that is less.
+#: Seconds between two turns at the most, where there is work and where there is none; a tenth of the lease if that is less.
 TURN_SECONDS: Final = 1.0
+WATCH_SECONDS: Final = 3.0
 #: The part of a lease for which a task may show no sign of life: the rest is for the turns of the two processes.
 PATIENCE: Final = 0.6
 
@@ -60,9 +61,10 @@ class LeaseKeeper:
                 `BrokerUnavailable`.
         """
         self._broker = broker
-        self._turn = min(lease_seconds / 10, TURN_SECONDS)
+        self._lease = lease_seconds
         self._patience = lease_seconds * PATIENCE
         self._lost = lost
+        self._turn = 0.0
         self._holders: dict[str, Holder] = {}
         self._is_running = False
         self._is_closed = False
@@ -92,6 +94,7 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         while not self._is_closed:
+            self._turn = min(self._lease / 10, TURN_SECONDS if self._holders else WATCH_SECONDS)
             native.sleep(self._turn)
             try:
                 self._renew()

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import BadRequest
+from werkzeug.exceptions import BadRequest, TooManyRequests
 
 from . import process
 from .brokers import Broker
 from .brokers.tasks import Lease, TaskRecord, TaskState
 from .config import Settings, StreamOptions
 from .context import GeneratorContext
-from .detached import DetachedStream
+from .detached import END, DetachedStream
 from .errors import BrokerUnavailable, StreamError, StreamTimeout, TaskEnded
 from .event import ServerSentEvent
 from .handoff import Failure, Handoff
@@ -40,6 +40,10 @@ CHANNELS: Final = "-/run/"
 #: The header by which a client that sends its request again says that it is the same one.
 IDEMPOTENCY: Final = "Idempotency-Key"
 MAX_KEY_LENGTH: Final = 200
+#: Requests with the same key of which each failed before its stream opened.
+MOST_ATTEMPTS: Final = 50
+#: The type of the error of a run that became an ordinary response.
+NOT_OPENED: Final = "not_opened"
 #: Arguments of a query that say nothing of what is asked for.
 NOT_ASKED: Final = ("lastEventId", "last_event_id", "token")
 #: The number of an end that isn't the run's own word: beyond all others.
@@ -113,8 +117,7 @@ class RunStream(DetachedStream):
         elif reason is CloseReason.SHUTDOWN:
             error = StreamError(WHY_STOPPED[reason.value], error_type=reason.value)
         elif reason is CloseReason.ERROR and error is None:
-            # It became a response; nobody watches.
-            error = RuntimeError()
+            error = StreamError("it failed before it opened", error_type=NOT_OPENED)
         if error is not None:
             data = error_data(error, debug=self.app is not None and self.app.debug)
             return ServerSentEvent(data, event=self._settings.error_event)
@@ -259,9 +262,11 @@ def answer(tasks: Tasks, options: StreamOptions, view: Callable[[], Any]) -> Any
         key = request.headers.get(IDEMPOTENCY)
         if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
             raise BadRequest(f"{IDEMPOTENCY} has 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
-        run = secrets.token_hex(16) if key is None else hashlib.sha256(f"{match} {key}".encode()).hexdigest()[:32]
-        if key is not None and tasks.find_record(run, "run") is not None:
-            return _resume(watch, RunId(run, 0))
+        run = secrets.token_hex(16)
+        if key is not None:
+            run, is_there = _run_of_key(tasks, f"{match} {key}")
+            if is_there:
+                return _resume(watch, RunId(run, 0))
         result = view()
         if isinstance(result, tuple) and result and isinstance(result[0], Iterator):
             return (_start(watch, run, result[0]), *result[1:])
@@ -296,6 +301,16 @@ def lose(tasks: Tasks, record: TaskRecord) -> None:
     except TaskEnded:
         # Another process was first.
         return
+
+
+def _run_of_key(tasks: Tasks, key: str) -> tuple[str, bool]:
+    """The run that a key stands for, and whether it is there. One that never opened leaves the key to the next request."""
+    for attempt in range(MOST_ATTEMPTS):
+        run = hashlib.sha256(f"{key} {attempt}".encode()).hexdigest()[:32]
+        record = tasks.find_record(run, "run")
+        if record is None or not any(part.key == END and NOT_OPENED.encode() in part.body for part in record.parts):
+            return run, record is not None
+    raise TooManyRequests("this request has failed too often; send it with another key")
 
 
 def _start(watch: Watch, run: str, iterator: Iterator[Any]) -> Response:

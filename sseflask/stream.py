@@ -139,7 +139,7 @@ class Stream:
         if options.coalesce is not None:
             self._coalescer = Coalescer(options.coalesce, max_event_bytes=settings.max_event_bytes)
             # Who takes a text that has waited writes it before anybody takes the next.
-            self._putting = threading.Lock()
+            self._putting = threading.RLock()
         # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
         self._silence = options.keepalive * random.uniform(0.8, 1.0)
         self._opened = time.time()

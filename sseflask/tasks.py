@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -19,7 +20,7 @@ from .channel import checked_event
 from .config import DEFAULTS, Settings
 from .context import TaskContext
 from .detached import END, DetachedStream
-from .errors import InvalidEvent, TaskEnded
+from .errors import BrokerUnavailable, InvalidEvent, TaskEnded
 from .event import ServerSentEvent, to_event
 from .lease import LeaseKeeper
 from .producer import GeneratorProducer, ThreadRunner
@@ -398,9 +399,14 @@ class Tasks:
         self._installed.control.listen()
         if not start():
             return False
-        # From here on it is running, and others see that it lives.
-        self.broker.tasks.renew([stream.task_id])
+        # From here on it is running, and others see that it lives; if not now, with the next renewal.
+        with contextlib.suppress(BrokerUnavailable):
+            self.broker.tasks.renew([stream.task_id])
         return True
+
+    def watch(self) -> None:
+        """Looks after the app's tasks from here on: those on which nobody works any more are ended."""
+        self._keeper.watch()
 
     def find_own(self, task_id: str) -> DetachedStream | None:
         """The stream of a task that this process works on."""

@@ -105,6 +105,8 @@ class StreamWorker(GeventWorker):
         super().run()
         self._wait_for_streams()
         call_all(process.current().on_exit)
+        # What is frozen outlives the modules that it needs at its own end, and Python would complain of that in the log.
+        gc.unfreeze()
 
     def _drain_when_told(self) -> None:
         collector = Collector()

@@ -112,12 +112,13 @@ class TestTerm:
         assert_ended_cleanly(clients)
 
     def test_without_streams(self, serve: Serve) -> None:
-        """A worker that is empty leaves at once, whatever `SSE_DRAIN_SECONDS` is."""
+        """A worker that is empty leaves at once, whatever `SSE_DRAIN_SECONDS` is, and Python has nothing to complain of at its end."""
         server = serve(APP, env={"SSE_DRAIN_SECONDS": "20"})
         open_streams(server, 1)[0].hang_up()
         wait_until(lambda: get(server, "/pid").json()["streams"] == 0)
         server.signal(signal.SIGTERM)
         assert server.wait_for_exit(2.5) == 0
+        assert "Exception ignored" not in server.log()
 
     def test_one_stream(self, serve: Serve) -> None:
         """The worker leaves when its last stream has ended, not when the time for it is up."""
