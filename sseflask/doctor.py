@@ -11,6 +11,24 @@ from typing import Any, Final, Literal
 from .probe import Answer, Observation, Piece
 
 Level = Literal["ok", "warn", "fail"]
+Subject = Literal[
+    "answer",
+    "status",
+    "redirect",
+    "in front",
+    "stream",
+    "HTTP version",
+    "framing",
+    "headers",
+    "charset",
+    "compression",
+    "CORS",
+    "first byte",
+    "buffering",
+    "idle",
+    "end",
+    "reconnect",
+]
 Topic = Literal["buffering", "compression", "idle", "version", "errors"]
 
 #: Seconds between two pieces that belong to one lump at the most: less than anything that is sent on purpose, one after the other.
@@ -92,13 +110,13 @@ class Finding:
 
     Attributes:
         level: `ok`; `warn` for what works and may hurt; `fail` for what doesn't work.
-        subject: What it is about, in a word or two.
+        subject: What it is about.
         text: What is so.
         advice: What to do about it; empty where there is nothing to do.
     """
 
     level: Level
-    subject: str
+    subject: Subject
     text: str
     advice: str = ""
 
