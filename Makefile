@@ -42,6 +42,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
+	@sh tests/system.sh proxies
 	@sh tests/system.sh node
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(CLIENT)/node_modules/.package-lock.json || true
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
