@@ -8,7 +8,7 @@ import secrets
 import time
 from typing import Any, Final
 
-from flask import Flask
+from flask import Flask, has_request_context
 
 from . import native, process, signals
 from .brokers import Broker
@@ -19,6 +19,7 @@ from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, TaskEnded
 from .event import ServerSentEvent, to_event
 from .log import Batch
+from .response import request_id
 from .state import CloseReason
 from .stream import Stream
 
@@ -105,7 +106,8 @@ class DetachedStream(Stream):
             app: The app.
             path: What stands for it in the log.
         """
-        super().__init__(ChannelSink(), options, settings, app=app, path=path, last_event_id=None)
+        began = request_id() if has_request_context() else None
+        super().__init__(ChannelSink(), options, settings, app=app, path=path, last_event_id=None, request_id=began)
         self.task_id = task_id
         self.channel = channel
         self.counts_viewers = False
@@ -171,7 +173,7 @@ class DetachedStream(Stream):
         try:
             self._last_event(CloseReason.COMPLETED)
         except InvalidEvent as error:
-            log.exception("the result of %s can't be published", self.quoted_path)
+            log.exception("the result of %s can't be published", self.quoted_path, extra=self.log_extra)
             self.fail(error)
         else:
             self.end(CloseReason.COMPLETED)
@@ -186,7 +188,8 @@ class DetachedStream(Stream):
         try:
             self.tell_end()
         except Exception:
-            log.exception("the end of %s could not be published; it is told when its lease has run out", self.quoted_path)
+            text = "the end of %s could not be published; it is told when its lease has run out"
+            log.exception(text, self.quoted_path, extra=self.log_extra)
         super().producer_ended()
         self.sink_ended()
 
@@ -207,6 +210,11 @@ class DetachedStream(Stream):
         except TaskEnded:
             # Somebody else was first.
             return
+
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """As for every stream, and `sse_task`."""
+        return {**super().log_extra, "sse_task": self.task_id}
 
     # For those who derive from it.
 

@@ -124,6 +124,8 @@ class SharedBroker(Broker):
             raise TaskEnded(task.id, TaskState(stored.refused) if stored.refused else None)
         if stored.is_new:
             self.published += 1
+            if self.tallies is not None:
+                self.tallies[channel].published += 1
         self._follower.catch_up()
         found = self.emitter.find(channel)
         if found is not None and found.subscribers:
@@ -140,6 +142,11 @@ class SharedBroker(Broker):
                 return self.log.position
         self._advance(self.store.head())
         return self.log.position
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store can be followed, as far as is known without asking it."""
+        return self._trouble is None
 
     def problem(self) -> str | None:
         """Why the store can't be used now; None if it can."""
@@ -241,8 +248,10 @@ class SharedBroker(Broker):
 
     def interrupted(self, error: Exception) -> None:
         """Remembers why the store can't be followed; streams stay open."""
+        if self._trouble is None:
+            self.outages += 1
         self._trouble = error
-        log.warning("the broker can't be followed, streams wait: %s", error)
+        log.warning("the broker can't be followed, streams wait: %s", error, extra={"sse_broker": self.store.url})
 
     def resumed(self, head: Head) -> None:
         """Reads what was stored while the store couldn't be followed.
@@ -256,7 +265,8 @@ class SharedBroker(Broker):
         self._make_whole()
         if self._trouble is not None:
             self._trouble = None
-            log.info("the broker can be followed again")
+            self.reconnects += 1
+            log.info("the broker can be followed again", extra={"sse_broker": self.store.url})
 
     # The rest is its own.
 
