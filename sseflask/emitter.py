@@ -41,6 +41,11 @@ class Subscriber(Protocol):
         """Whether it hasn't got as far as entry `seq`, though its client reads."""
         ...
 
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about it has beside its text."""
+        ...
+
     def begin_anew(self, epoch: str) -> None:
         """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now.
 
@@ -234,7 +239,7 @@ def _call_all(listeners: list[Listener], channel: str, event: ServerSentEvent) -
         try:
             listener(event)
         except Exception:
-            log.exception("a listener on the channel %r failed", channel)
+            log.exception("a listener on the channel %r failed", channel, extra={"sse_channel": channel})
         except BaseException as error:
             fatal = fatal or error
     if fatal is not None:

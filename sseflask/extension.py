@@ -125,7 +125,10 @@ class Installation:
             # What dies with the server needs no word from the disk.
             url = f"sqlite:///{urllib.parse.quote(str(here.directory / self._name))}.sqlite?synchronous=off"
         broker = make_broker(self.settings, url, here.waker, here.timer.call_every_second)
-        log.info("events travel by %s (SSE_BROKER_URL is %r)", redacted(url), redacted(self.settings.broker_url))
+        shown = redacted(url)
+        log.info(
+            "events travel by %s (SSE_BROKER_URL is %r)", shown, redacted(self.settings.broker_url), extra={"sse_broker": shown}
+        )
         for name, listener in self.sse.listeners:
             broker.emitter.on(name, listener)
         return broker

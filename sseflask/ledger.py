@@ -89,6 +89,7 @@ class Ledger:
         self._written = b""
         self._ever: Numbers = {}
         self._has_failed = False
+        self._has_left = False
 
     def write(self) -> tuple[Numbers, Numbers]:
         """Takes this process's numbers and writes them down for the others, if they have changed.
@@ -99,7 +100,7 @@ class Ledger:
         now, ever = process.current().numbers()
         # What is counted without a lock may be seen in between.
         self._ever = ever = not_below(ever, self._ever)
-        if self.directory is not None:
+        if self.directory is not None and not self._has_left:
             try:
                 self._put(self.directory, json.dumps([now, ever], separators=(",", ":")).encode())
             except OSError as error:
@@ -140,6 +141,7 @@ class Ledger:
         """Writes the last numbers down, and leaves them to whoever looks next. A second call does nothing."""
         if self._file is not None:
             self.write()
+            self._has_left = True
             # With its lock.
             os.close(self._file)
             self._file = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ from .subscription import Selection, Snapshot, Subscription, begin
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+log = logging.getLogger("sseflask.stream")
 
 #: The key of `environ` under which `StreamWorker` offers to take a stream's socket over.
 HANDOVER: Final = "sseflask.handover"
@@ -281,6 +284,7 @@ class EventIterable(Iterator[bytes]):
             )
             return None
         self._stream.open()
+        log.debug("stream opened path=%s id=%s", self._stream.quoted_path, self._stream.id, extra=self._stream.log_extra)
         if self._stream.app is not None:
             signals.stream_opened.send(self._stream.app, stream=self._stream)
         if start_response is not None:

@@ -624,4 +624,4 @@ def call_all(callbacks: list[Callable[[], object]]) -> None:
         try:
             callback()
         except Exception:
-            log.exception("a callback on the end of a stream failed")
+            log.exception("a callback on the end of a stream failed", extra={"sse_function": repr(callback)})

@@ -267,6 +267,11 @@ class Subscription:
             self._ring = self._broker.log.find(next(iter(channels)))
         return head
 
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about it has beside its text: that of its stream."""
+        return self.stream.log_extra
+
     def discard(self) -> None:
         """Does nothing: it hasn't begun."""
 

@@ -130,7 +130,7 @@ class Timer:
             try:
                 goes_on = chore(now)
             except Exception:
-                log.exception("the timer failed on %r", chore)
+                log.exception("the timer failed on %r", chore, extra={"sse_function": repr(chore)})
                 goes_on = True
             if not goes_on:
                 with self._lock:

@@ -98,7 +98,7 @@ class ThreadWaker:
                     pass
             except BaseException:
                 # Whatever went wrong with one stream, the others go on.
-                log.exception("a stream failed to send")
+                log.exception("a stream failed to send", extra=subscriber.log_extra)
             finally:
                 self._holder = outer
                 deferred: list[Callable[[], object]] = []
@@ -130,4 +130,4 @@ def _call(function: Callable[[], object]) -> None:
     try:
         function()
     except Exception:
-        log.exception("a call from another thread failed")
+        log.exception("a call from another thread failed", extra={"sse_function": repr(function)})

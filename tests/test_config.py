@@ -47,6 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
     "SSE_END_EVENT": "stream-end",
     "SSE_ERROR_EVENT": "error",
     "SSE_PUBLIC_CHANNELS": (),
+    "SSE_METRICS_CHANNELS": (),
 }
 
 EVENT_NAME = "an event name: a non-empty string of one line without NUL"

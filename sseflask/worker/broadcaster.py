@@ -127,7 +127,7 @@ class Broadcaster:
                             self._behind.append(subscriber)
                     except BaseException:
                         # Whatever went wrong with one stream, the others go on.
-                        log.exception("a stream failed to send")
+                        log.exception("a stream failed to send", extra=subscriber.log_extra)
                     if time.monotonic() - since > SLICE_SECONDS:
                         # A whole turn of the loop: sleep(0) would come back up to 50 times before sockets and timers have theirs.
                         gevent.sleep(TURN_SECONDS)

@@ -90,7 +90,8 @@ class StreamWorker(GeventWorker):
                     f"a URL, such as sqlite:////var/lib/app/events.db: no file can be made for all workers: {self._no_directory}"
                 )
                 raise InvalidSetting("SSE_BROKER_URL", "auto", expected)
-            log.warning("events stay in this worker, and a reload loses them: no file can be made for them: %s", self._no_directory)
+            text = "events stay in this worker, and a reload loses them: no file can be made for them: %s"
+            log.warning(text, self._no_directory, extra={"sse_problem": self._no_directory})
         self._drain_began: float | None = None
         application: Any = self.wsgi
         streams = StreamApplication(application, self._poller)
@@ -134,7 +135,9 @@ class StreamWorker(GeventWorker):
             try:
                 ledger.current().write()
             except Exception:
-                logging.getLogger("sseflask.metrics").exception("this worker's numbers can't be taken")
+                logging.getLogger("sseflask.metrics").exception(
+                    "this worker's numbers can't be taken", extra={"sse_worker": self.pid}
+                )
             gevent.sleep(NUMBERS_SECONDS)
 
     def _wait_for_streams(self) -> None:
