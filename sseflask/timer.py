@@ -13,6 +13,7 @@ from typing import Final
 
 from . import native
 from .stream import Stream
+from .tally import Histogram
 
 log = logging.getLogger("sseflask.timer")
 
@@ -37,11 +38,13 @@ class Timer:
     Attributes:
         lag: Seconds that the timer last woke late: how long nothing else in this process could run, or the hub's lag.
         max_lag: The longest of these.
+        lags: All of them.
     """
 
     def __init__(self) -> None:
         self.lag = 0.0
         self.max_lag = 0.0
+        self.lags = Histogram()
         self._wheel: dict[int, set[Stream]] = {}
         self._turned = int(time.monotonic() / TICK_SECONDS)
         self._lock = native.Lock()
@@ -145,7 +148,7 @@ class Timer:
             try:
                 goes_on = chore(now)
             except Exception:
-                log.exception("the timer failed on %r", chore)
+                log.exception("the timer failed on %r", chore, extra={"sse_function": repr(chore)})
                 goes_on = True
             if not goes_on:
                 with self._lock:
@@ -155,16 +158,17 @@ class Timer:
         try:
             stream.tick(now)
         except Exception:
-            log.exception("the timer failed on %r", stream)
+            log.exception("the timer failed on %r", stream, extra=stream.log_extra)
         self.schedule(stream)
 
     def _measure(self, lag: float, now: float) -> None:
         self.lag = max(lag, 0.0)
         self.max_lag = max(self.max_lag, self.lag)
+        self.lags.observe(lag)
         if lag > LATE_SECONDS and now - self._warned >= WARNING_INTERVAL:
             self._warned = now
             text = "the timer woke %.1f s late: a blocking call, or work without a pause, kept every stream of this process waiting"
-            log.warning(text, lag)
+            log.warning(text, lag, extra={"sse_seconds": round(lag, 3)})
 
 
 class Flusher:
@@ -198,4 +202,4 @@ class Flusher:
             try:
                 stream.flush()
             except Exception:
-                log.exception("what %r held back could not be written", stream)
+                log.exception("what %r held back could not be written", stream, extra=stream.log_extra)

@@ -72,6 +72,8 @@ class MemoryBroker(Broker):
             if token is not None:
                 self._tokens[token] = (now, event_id)
             self.published += 1
+            if self.tallies is not None:
+                self.tallies[channel].published += 1
             found = self.emitter.find(channel)
             if found is not None and found.listeners:
                 self.emitter.enqueue(channel, lambda: dataclasses.replace(event, id=event_id))
