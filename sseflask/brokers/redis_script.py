@@ -91,23 +91,18 @@ end
 """
 )
 
-_FINAL_TABLE: Final = f"""
-local final = {{{", ".join(f"{state} = true" for state in TaskState if state.is_final)}}}
+_FINAL_FUNCTION: Final = f"""
+local function is_final(state) return {" or ".join(f"state == '{state}'" for state in TaskState if state.is_final)} end
 """
 
 # KEYS, where it is called: the second is `channels`.
-_TASK_FUNCTIONS: Final = (
-    _FINAL_TABLE
-    + f"""
-local keep_all, remembered_seconds = '{KEEP_ALL}', '{REMEMBERED_SECONDS}'
-
+_KEEPS_ALL_FUNCTION: Final = f"""
 local function keeps_all(channel)
   local found = redis.call('HGET', KEYS[2], channel)
   local is_end, kept = string.match(found or '', '^%d+ (%d) (%d+)$')
-  return kept == keep_all and is_end == '0'
+  return kept == '{KEEP_ALL}' and is_end == '0'
 end
 """
-)
 
 # Each beat is another number, however soon it follows, and whatever becomes of the clock.
 _BEAT_FUNCTION: Final = (
@@ -130,16 +125,18 @@ end
 # comes before PUBLISH, so that whatever was heard of can't be stored again. Channels go out of date in the order of their last
 # entries, so if one has no stream, nor do those before it: two at a time are forgotten, as one comes. Only those that keep all and
 # haven't ended may have one for longer; where one is met it is put at the end of the line.
+# Functions, made anew with each run, are made only where they are needed.
 PUBLISH: Final = Script(
     _LIFE_FUNCTION
-    + _TASK_FUNCTIONS
     + """
 local known = redis.call('GET', KEYS[5])
 if known then return {known, 0} end
 if #KEYS > 5 then
+"""
+    + _FINAL_FUNCTION
+    + """
   local state = redis.call('HGET', KEYS[6], 'state')
-  if not state then return {'', 0, ''} end
-  if final[state] then return {'', 0, state} end
+  if not state or is_final(state) then return {'', 0, state or ''} end
 end
 local epoch, seq, floor = life()
 local channel = ARGV[5]
@@ -161,9 +158,16 @@ if type(added) == 'table' and added.err and string.find(added.err, 'equal or sma
   added = add()
 end
 if type(added) == 'table' and added.err then return added end
-redis.call('EXPIRE', KEYS[4], limit == keep_all and ARGV[9] == '0' and remembered_seconds or ARGV[12])
+redis.call('EXPIRE', KEYS[4], limit == '"""
+    + str(KEEP_ALL)
+    + """' and ARGV[9] == '0' and '"""
+    + str(REMEMBERED_SECONDS)
+    + """' or ARGV[12])
 redis.call('HSET', KEYS[1], 'seq', number)
 if #KEYS > 5 then
+  local remembered_seconds = '"""
+    + str(REMEMBERED_SECONDS)
+    + """'
   if ARGV[16] ~= '' then redis.call('HSET', KEYS[7], string.sub(ARGV[16], 2), struct.pack('>I8', seq + 1) .. ARGV[7]) end
   if ARGV[17] ~= '' then redis.call('HSET', KEYS[6], 'state', ARGV[17]) end
   if ARGV[18] == '1' then redis.call('ZREM', KEYS[8], ARGV[15]) end
@@ -178,6 +182,9 @@ redis.call('SET', KEYS[5], id, 'EX', """
     + str(TOKEN_SECONDS)
     + """)
 if not found then
+"""
+    + _KEEPS_ALL_FUNCTION
+    + """
   local remembered = tonumber(ARGV[13])
   local spare = 0
   for _, name in ipairs(redis.call('ZRANGE', KEYS[3], remembered, remembered + 1)) do
@@ -299,7 +306,8 @@ return {
 # KEYS: the unfinished tasks, channels, then each task and its parts. ARGV: the streams' prefix, then the tasks' ids. A run that is
 # silent for long keeps its stream too.
 RENEW: Final = Script(
-    _TASK_FUNCTIONS
+    _FINAL_FUNCTION
+    + _KEEPS_ALL_FUNCTION
     + _BEAT_FUNCTION
     + """
 local leases = {}
@@ -311,7 +319,7 @@ for i = 2, #ARGV do
     redis.call('HSET', task, 'state', 'running')
   end
   leases[i - 1] = found[1] and {found[1], found[2]} or 0
-  if found[1] and not final[found[1]] then
+  if found[1] and not is_final(found[1]) then
     redis.call('EXPIRE', task, remembered_seconds)
     redis.call('EXPIRE', parts, remembered_seconds)
     beat(KEYS[1], ARGV[i])
@@ -337,10 +345,10 @@ return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 
 # KEYS: the task.
 CANCEL: Final = Script(
-    _FINAL_TABLE
+    _FINAL_FUNCTION
     + """
 local state = redis.call('HGET', KEYS[1], 'state')
-if state and not final[state] then redis.call('HSET', KEYS[1], 'cancel', '1') end
+if state and not is_final(state) then redis.call('HSET', KEYS[1], 'cancel', '1') end
 return state
 """
 )
