@@ -423,6 +423,13 @@ class TestClock:
         with reader_of(fresh.test_client().get("/events/news")) as reader:
             assert reader.next_comment(10) == "keepalive"
 
+    def test_one_clock(self, sse_clock: FakeClock) -> None:
+        """There is one at a time, and it moves only while it is in place."""
+        with pytest.raises(RuntimeError, match="already"), FakeClock():
+            pass
+        with pytest.raises(RuntimeError, match="isn't in place"):
+            FakeClock().advance(1)
+
     @pytest.mark.parametrize("seconds", [-1, 86_401, float("nan")])
     def test_bounds(self, sse_clock: FakeClock, seconds: float) -> None:
         """It goes forward, by a day at the most."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .. import process
 
@@ -24,10 +24,11 @@ class FakeClock:
         now: The monotonic second.
     """
 
+    _in_place: ClassVar[FakeClock | None] = None
+
     def __init__(self) -> None:
         """Makes a clock that hasn't been put in place: `start` does that, or `with`."""
         self._ahead = 0.0
-        self._is_in_place = False
         self._replaced: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -43,16 +44,24 @@ class FakeClock:
         return self.monotonic()
 
     def start(self) -> None:
-        """Puts the clock in place."""
-        self._is_in_place = True
+        """Puts the clock in place.
+
+        Raises:
+            RuntimeError: Another one is.
+        """
+        if FakeClock._in_place is not None:
+            raise RuntimeError("a clock is in place already: a test has one")
+        FakeClock._in_place = self
         self._replace()
 
     def stop(self) -> None:
-        """Puts the real time back. Streams that are open go on by it."""
+        """Puts the real time back. Streams that are open go on by it. A second call does nothing."""
+        if FakeClock._in_place is not self:
+            return
+        FakeClock._in_place = None
         for module in self._replaced:
             module.time = time
         self._replaced = []
-        self._is_in_place = False
 
     def advance(self, seconds: float) -> None:
         """Moves the clock on. When it returns, each stream has been given what has become due: a keepalive, its end.
@@ -69,7 +78,7 @@ class FakeClock:
         """
         if not 0 <= seconds <= MAX_SECONDS:
             raise ValueError(f"a clock can be moved on by 0 to {MAX_SECONDS:g} seconds, not {seconds!r}")
-        if not self._is_in_place:
+        if FakeClock._in_place is not self:
             raise RuntimeError("the clock isn't in place: start it first, or use it in a with statement")
         # Some modules are imported when they are first used.
         self._replace()
