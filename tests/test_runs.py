@@ -48,7 +48,7 @@ class Story:
             self._changed.notify_all()
 
     def tell(self) -> Iterator[Any]:
-        """Yields `part 1 `, `part 2 `, …"""
+        """Yields `part 1 `, `part 2 ` and so on."""
         self.runs += 1
         try:
             for number in range(1, self._length + 1):
@@ -429,7 +429,8 @@ class TestRun:
         waits = slow.watch()
         assert publishing.wait(PATIENCE)
         try:
-            wait_until(lambda view=other.watch(): view.text == "ab", 5)
+            quick = other.watch()
+            wait_until(lambda: quick.text == "ab", 5)
         finally:
             go_on.set()
         assert waits.wait_for_end().text == "ab"
