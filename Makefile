@@ -16,18 +16,22 @@ BIN := $(VENV)/bin
 # An editable install holds the dependencies and the metadata; the code is read from here.
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -qq -e
 PACKAGING := setup.cfg pyproject.toml
+# The browser client: sources, and the file that is built from them and served.
+CLIENT := clients/js
+SERVED := sseflask/static/client.js
 # pyright's wrapper would ask for its newest release and keep files in the home directory.
 PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_CACHE_DIR=$(abspath $(VENV))/cache $(BIN)/pyright
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format bench clean
+.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client bench clean
 
 help:
 	@echo "make demo    serve the examples at http://$(BIND)"
 	@echo "make test    run the whole test suite (ARGS=... for pytest)"
 	@echo "make lint    ruff, mypy and pyright"
 	@echo "make format  let ruff format the code and fix what it can"
+	@echo "make client  build the browser client from $(CLIENT) into $(SERVED)"
 	@echo "make bench   measure beside the others, and write docs/benchmarks.md (ARGS=...)"
 	@echo "make clean   remove what these commands made"
 
@@ -38,6 +42,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@sh tests/system.sh browser
 	@sh tests/system.sh redis
+	@sh tests/system.sh proxies
+	@sh tests/system.sh node
+	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(CLIENT)/node_modules/.package-lock.json || true
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # All four say what they have to say, even when the first fails.
@@ -60,11 +67,15 @@ format: $(VENV)/.lint
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+client: $(CLIENT)/node_modules/.package-lock.json
+	@cd $(CLIENT) && npm run --silent build && npm run --silent check
+	@mkdir -p $(dir $(SERVED)) && cp $(CLIENT)/dist/client.js $(CLIENT)/dist/client.LICENSE.txt $(dir $(SERVED))
+
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
 clean:
-	@rm -rf $(VENV) benchmarks/.env build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(CLIENT)/node_modules $(CLIENT)/dist benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -74,8 +85,8 @@ $(VENV)/.python:
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.python $(PACKAGING)
-	@echo "Installing the package"
-	@$(INSTALL) .
+	@echo "Installing the package and what its examples need"
+	@$(INSTALL) '.[examples]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.python $(PACKAGING)
@@ -83,12 +94,19 @@ $(VENV)/.test: $(VENV)/.python $(PACKAGING)
 	@$(INSTALL) '.[test]'
 	@touch $@ $(VENV)/.demo
 
+# What npm leaves when it is done; none of the packages has a script that must run.
+$(CLIENT)/node_modules/.package-lock.json: $(CLIENT)/package.json $(CLIENT)/package-lock.json
+	@sh tests/system.sh node
+	@echo "Installing what builds the browser client"
+	@cd $(CLIENT) && npm ci --ignore-scripts --no-audit --no-fund --no-update-notifier --loglevel=error
+	@touch $@
+
 $(VENV)/.lint: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what checks it"
 	@$(INSTALL) '.[lint]'
-	@touch $@ $(VENV)/.demo
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what the benchmarks' plots need"
 	@$(INSTALL) '.[bench]'
-	@touch $@ $(VENV)/.demo
+	@touch $@

@@ -13,7 +13,22 @@ from typing import Any
 from flask import Blueprint, render_template, request
 from markupsafe import Markup
 
-from . import board, celery, chat, counter, endpoint, long_job, machine, markov, metrics, notifications, progress
+from . import (
+    board,
+    celery,
+    chat,
+    counter,
+    endpoint,
+    images,
+    long_job,
+    machine,
+    markov,
+    metrics,
+    notifications,
+    progress,
+    report,
+    shelf,
+)
 from .source import highlighted
 from .streaming import sse
 
@@ -73,8 +88,8 @@ EXAMPLES = (
     Example(
         chat,
         "Chat",
-        "A language model's answer, word by word, from a small model of our own or from any OpenAI-compatible endpoint.",
-        ("POST streams", "StreamError", "EventDecoder", "stop"),
+        "A language model's answer, word by word, that goes on when the page is loaded again; from a small model or any endpoint.",
+        ("POST streams", "resumable", "cancel", "coalesce", "StreamError", "EventDecoder"),
         (markov, endpoint),
     ),
     Example(
@@ -94,6 +109,20 @@ EXAMPLES = (
         "Board",
         "A board of cards that all visitors move at once: each page starts from a snapshot and follows live.",
         ("snapshot", "replay", "stream-reset"),
+    ),
+    Example(
+        images,
+        "Images",
+        "Thumbnails and contours of your pictures: a job that goes on while you reload, in a grid of tiles that fill.",
+        ("sse.start", "file_update", "task_response", "native threads"),
+        (shelf,),
+    ),
+    Example(
+        report,
+        "Report",
+        "Leaving a room starts a report of what was said there, with an Excel file that you can watch being written.",
+        ("sse.start", "task_progress", "events of your own", "cancel"),
+        (shelf,),
     ),
     Example(
         celery,

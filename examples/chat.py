@@ -1,4 +1,4 @@
-"""A chat: a POST stream of tokens, from a small model of our own or from any OpenAI-compatible endpoint.
+"""A chat: a POST stream of tokens that goes on when the page is loaded again, from a small model or any OpenAI-compatible endpoint.
 
 Set `CHAT_BASE_URL`, `CHAT_MODEL` and, where one is needed, `CHAT_API_KEY` to talk to a large model instead of the small one.
 """
@@ -15,16 +15,20 @@ from flask import Blueprint, Response, abort, current_app, jsonify, render_templ
 from flask.blueprints import BlueprintSetupState
 from werkzeug.exceptions import HTTPException
 
-from sseflask import EventSourceResponse, ServerSentEvent, StreamError
+from sseflask import ServerSentEvent, StreamError
 
 from .endpoint import Endpoint
 from .markov import MarkovModel
+from .streaming import sse
 
 bp = Blueprint("chat", __name__, url_prefix="/chat")
 
 Message = dict[str, str]
 MAX_MESSAGES = 40
 MAX_CHARACTERS = 8000
+MAX_BYTES = 1024
+# For how long an answer goes on when nobody reads it: enough to load the page again, or to change from the telephone to the desk.
+GRACE_SECONDS = 20
 
 
 class ChatModel(Protocol):
@@ -75,12 +79,14 @@ Answer = Generator[ServerSentEvent, None, dict[str, Any]]
 
 
 @bp.post("/events")
-def events() -> EventSourceResponse:
+# The generator belongs to no request: it is run once, and its events are kept. A page that loses its connection sends the same
+# request with `Last-Event-ID`, and gets what comes after that; this view isn't called then. Texts that come faster than every
+# 30 ms are joined to one event.
+@sse.stream(resumable=True, lifecycle=True, coalesce=0.03, detach_grace=GRACE_SECONDS)
+def events() -> Answer:
     """Answers `{"messages": [{"role": "user", "content": "…"}]}`."""
     messages = messages_of(request.get_json(silent=True))
-    model: ChatModel = current_app.extensions["chat_model"]
-    # The same as `@sse.stream(lifecycle=…)` on a view that returns a generator, for a `start` event that differs by request.
-    return EventSourceResponse(answering(model, messages), lifecycle={"model": model.name})
+    return answering(current_app.extensions["chat_model"], messages)
 
 
 def answering(model: ChatModel, messages: Sequence[Message]) -> Answer:
@@ -88,8 +94,21 @@ def answering(model: ChatModel, messages: Sequence[Message]) -> Answer:
     # When the reader presses "Stop", `StreamClosed` is raised wherever the model waits: it closes its own connection and is done.
     for text in model.answer(messages):
         tokens += 1
-        yield ServerSentEvent({"text": text}, event="content")
+        yield ServerSentEvent(text, event="content")
     return {"model": model.name, "tokens": tokens, "seconds": round(time.monotonic() - started, 2)}
+
+
+@bp.post("/stop")
+def stop() -> dict[str, bool]:
+    """Ends an answer: `{"run": "…"}` is the id of any of its events. Hanging up wouldn't, as the reader might come back."""
+    request.max_content_length = MAX_BYTES
+    match request.get_json(silent=True):
+        case {"run": str(run)}:
+            pass
+        case _:
+            abort(400, 'Send {"run": "…"} as JSON, with the id of an event.')
+    # An id can't be guessed: who has one has read the answer. An app with users would ask here whose it is.
+    return {"stopped": sse.cancel(run)}
 
 
 def messages_of(payload: Any) -> list[Message]:

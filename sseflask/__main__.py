@@ -1,21 +1,20 @@
-"""`python -m sseflask listen URL` shows the events of any server's stream, and reconnects as a browser does."""
+"""`python -m sseflask listen URL` shows the events of any server's stream as a browser gets them; `doctor URL` examines it."""
 
 from __future__ import annotations
 
-import base64
 import http.client
 import random
-import re
 import ssl
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import click
 
-from .cli import Printer, as_json_option, count_option, decoder_at, ending_cleanly, last_event_id_option, say
+from .address import Headers, UnusableAddress, header_of, headers_of, origin_of, parts_of, target_of
+from .cli import Printer, as_json_option, count_option, decoder_at, doctor, ending_cleanly, last_event_id_option, say
 from .config import redacted
 from .decoder import EventDecoder
 
@@ -29,9 +28,6 @@ LONGEST_PAUSE: Final = 60.0
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 MAX_REDIRECTS: Final = 20
 PIECE_BYTES: Final = 64 * 1024
-HEADER: Final = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\r\n\0]*)")
-
-Headers = Sequence[tuple[str, str]]
 
 
 class Lost(Exception):
@@ -71,6 +67,9 @@ class Connection:
         self._answer: http.client.HTTPResponse | None = None
         try:
             self._open(url, headers, last_event_id)
+        except UnusableAddress as error:
+            self.close()
+            raise Refused(str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -94,10 +93,10 @@ class Connection:
                 each.close()
 
     def _open(self, url: str, headers: Headers, last_event_id: str) -> None:
-        own = _origin(url)
+        own = origin_of(url)
         for _ in range(MAX_REDIRECTS):
             self.url = redacted(url)
-            self._answer = answer = self._ask(url, headers if _origin(url) == own else (), last_event_id)
+            self._answer = answer = self._ask(url, headers if origin_of(url) == own else (), last_event_id)
             if answer.status not in REDIRECTS or not answer.headers["Location"]:
                 break
             url = urllib.parse.urljoin(url, answer.headers["Location"])
@@ -112,14 +111,14 @@ class Connection:
             raise Refused(f"it answers with {answer.headers['Content-Type'] or 'no type'}, not with text/event-stream")
 
     def _ask(self, url: str, headers: Headers, last_event_id: str) -> http.client.HTTPResponse:
-        parts = _parts(url)
+        parts = parts_of(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         try:
             self._connection = connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_SECONDS)
             connection.connect()
             sock = connection.sock
-            connection.putrequest("GET", _quoted(parts))
-            for name, value in _all_headers(parts, headers, last_event_id):
+            connection.putrequest("GET", target_of(parts))
+            for name, value in headers_of(parts, headers, last_event_id):
                 connection.putheader(name, value.encode())
             connection.endheaders()
             answer = connection.getresponse()
@@ -130,44 +129,6 @@ class Connection:
         except (OSError, http.client.HTTPException) as error:
             raise Lost(f"can't connect: {_told(error)}") from error
         return answer
-
-
-def _parts(url: str) -> urllib.parse.SplitResult:
-    """The parts of an address.
-
-    Raises:
-        Refused: It is none of HTTP.
-    """
-    try:
-        parts = urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise Refused(str(error)) from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Refused("an address begins with http:// or https:// and a host's name")
-    return parts
-
-
-def _quoted(parts: urllib.parse.SplitResult) -> str:
-    """What a request asks for, as ASCII; what is quoted already stays so."""
-    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-    return urllib.parse.quote(target, safe="/%:=&?~#+!$,;'@()*[]")
-
-
-def _all_headers(parts: urllib.parse.SplitResult, headers: Headers, last_event_id: str) -> Iterator[tuple[str, str]]:
-    given = {name.lower() for name, _ in headers}
-    own = [("Accept", "text/event-stream"), ("Cache-Control", "no-store")]
-    if parts.username is not None:
-        login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
-        own.append(("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}"))
-    yield from ((name, value) for name, value in own if name.lower() not in given)
-    yield from headers
-    if last_event_id:
-        yield "Last-Event-ID", last_event_id
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = _parts(url)
-    return parts.scheme, parts.netloc
 
 
 def _told(error: Exception) -> str:
@@ -193,6 +154,9 @@ def main() -> None:
     """Event streams from the command line. An app's own channels are reached by `flask sse`."""
 
 
+main.add_command(doctor)
+
+
 @main.command()
 @click.argument("url")
 @as_json_option
@@ -209,10 +173,10 @@ def listen(url: str, as_json: bool, last_event_id: str | None, headers: tuple[st
     When the connection is lost, it reconnects and goes on after the last event. A server ends that by answering 204 (exit code 0),
     or with anything else that is no event stream (exit code 1).
     """
-    fields = [_header(text) for text in headers]
     try:
-        _parts(url)
-    except Refused as error:
+        fields = [header_of(text) for text in headers]
+        parts_of(url)
+    except ValueError as error:
         raise click.UsageError(str(error)) from error
     printer = Printer(as_json=as_json, count=count)
     decoder = decoder_at(last_event_id)
@@ -257,13 +221,6 @@ def _show(url: str, headers: Headers, decoder: EventDecoder, printer: Printer) -
                 dropped = decoder.dropped
     finally:
         connection.close()
-
-
-def _header(text: str) -> tuple[str, str]:
-    found = HEADER.fullmatch(text)
-    if found is None:
-        raise click.UsageError(f"a header is given as 'Name: value', not {text!r}")
-    return found[1], found[2].strip()
 
 
 if __name__ == "__main__":

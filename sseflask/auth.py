@@ -19,6 +19,8 @@ from .errors import SSEError
 Authorize = Callable[[str, str], object]
 
 ACTIONS: Final = ("subscribe", "publish", "inspect")
+#: What an app's rule gets as the channel of what concerns all of them: metrics and statistics.
+ALL: Final = "*"
 COOKIE: Final = "sse_token"
 _SALT: Final = "sseflask.token"
 _SECRET: Final = re.compile(r"((?:^|[?&\s'\"])" + "".join(f"(?:{c}|%{ord(c):x})" for c in "token") + r"=)[^&\s'\"]*", re.IGNORECASE)
@@ -116,7 +118,7 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
             continue
         token = token or presented(app, action)
         if token is None or not token.allows(action, channel):
-            raise Refused(403, f"this channel is not open to you: {channel}")
+            raise Refused(403, "this is not open to you" if action == "inspect" else f"this channel is not open to you: {channel}")
     return None if token is None else token.expires - time.time()
 
 

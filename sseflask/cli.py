@@ -1,4 +1,4 @@
-"""The commands `flask sse publish|listen|channels|stats`, and how a command shows events and ends."""
+"""The commands `flask sse publish|listen|channels|stats|doctor`, and how a command shows events and ends."""
 
 from __future__ import annotations
 
@@ -293,6 +293,40 @@ def stats(context: click.Context, as_json: bool) -> None:
         for name, value in facts.items():
             click.echo(f"{name:<8} {'-' if value is None else value}")
     if facts["trouble"] is not None:
+        context.exit(1)
+
+
+@commands.command(with_appcontext=False)
+@click.pass_context
+@click.argument("url")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="How long to watch.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request; may be repeated.")
+@click.option("--origin", metavar="ORIGIN", help="Ask as a page of this origin would: tells whether CORS lets it read.")
+@as_json_option
+@ending_cleanly
+def doctor(context: click.Context, url: str, seconds: float, headers: tuple[str, ...], origin: str | None, as_json: bool) -> None:
+    """Looks at the stream at URL, of any server, through whatever stands in front, and says what it finds.
+
+    Buffering, compression, idle limits, headers, HTTP version, redirects, CORS, reconnecting. The exit code is 1 if something
+    doesn't work, 0 else. It watches for longer than the keepalives' interval, 15 s; to meet idle limits, give it --seconds 120.
+    """
+    # Only here: an app's server imports this module, before gevent has patched what they are made of.
+    from .address import header_of
+    from .doctor import has_failed, judge, lines
+    from .probe import observe
+
+    say(f"watching {redacted(url)} for {seconds:g} s")
+    try:
+        seen = observe(url, seconds=seconds, headers=[header_of(text) for text in headers], origin=origin)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    findings = judge(seen)
+    if as_json:
+        click.echo(json.dumps({"url": seen.url, "findings": [finding.to_dict() for finding in findings]}, ensure_ascii=False))
+    else:
+        for line in lines(findings):
+            click.echo(visible(line))
+    if has_failed(findings):
         context.exit(1)
 
 

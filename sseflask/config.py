@@ -15,6 +15,9 @@ Check = Callable[[str, Any], Any]
 
 #: Seconds that a resumable generator goes on when its last client has left, unless its view says otherwise.
 DETACH_GRACE: Final = 30.0
+#: Patterns by which metrics count, and characters of one.
+MOST_PATTERNS: Final = 100
+MAX_PATTERN_LENGTH: Final = 200
 #: Some thirty years: no time-out is longer, and clocks and sleeps take it.
 MAX_SECONDS: Final = 1_000_000_000
 
@@ -103,6 +106,14 @@ def _patterns(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _some_patterns(name: str, value: Any) -> tuple[str, ...]:
+    patterns = _patterns(name, value)
+    if len(patterns) > MOST_PATTERNS or any(len(pattern) > MAX_PATTERN_LENGTH for pattern in patterns):
+        expected = f"at most {MOST_PATTERNS} glob patterns of at most {MAX_PATTERN_LENGTH} characters: each is a time series"
+        raise InvalidSetting(name, value, expected)
+    return patterns
+
+
 SECONDS: Final = _number(above=0, unit="seconds")
 SECONDS_OR_NONE: Final = _optional(SECONDS)
 MILLISECONDS_OR_NONE: Final = _optional(_integer(at_least=0, at_most=MAX_RETRY_MS, unit="milliseconds"))
@@ -152,6 +163,8 @@ class Settings:
         end_event: The name of the event that ends a channel, unless the channel has its own.
         error_event: The name of the event that tells a client of an error.
         public_channels: Glob patterns of the channels that the blueprint's routes serve to anyone.
+        metrics_channels: Glob patterns of channels, 100 at the most, by which metrics count events and subscriptions; a channel
+            counts under the first that matches.
 
     Source:
         Which proxies cut idle streams, and after how long, is what the keepalive's default goes by: 29 s is the shortest.
@@ -183,6 +196,7 @@ class Settings:
     end_event: str = _setting("stream-end", _event_name)
     error_event: str = _setting("error", _event_name)
     public_channels: tuple[str, ...] = _setting((), _patterns)
+    metrics_channels: tuple[str, ...] = _setting((), _some_patterns)
 
     @classmethod
     def check(cls, name: str, value: Any) -> Any:

@@ -16,6 +16,8 @@ from flask.globals import request_ctx
 from flask.signals import appcontext_tearing_down, request_tearing_down
 from werkzeug.datastructures import EnvironHeaders, MultiDict
 
+from .current import log_extra
+
 log = logging.getLogger("sseflask.stream")
 
 T = TypeVar("T")
@@ -187,7 +189,8 @@ def call_teardown(app: Flask, function: Callable[[BaseException | None], Any], e
         app.ensure_sync(function)(error)
     except Exception:
         log.exception(
-            "a teardown function failed after a stream; it may expect what the view's g held, which the generator's doesn't"
+            "a teardown function failed after a stream; it may expect what the view's g held, which the generator's doesn't",
+            extra={"sse_function": repr(function), **log_extra()},
         )
 
 

@@ -86,7 +86,7 @@ class Control:
             wanted: dict[str, Any] = command["disconnect"]
         except (ValueError, KeyError, TypeError):
             # Of another version of ours, perhaps.
-            log.warning("a command that this version doesn't know: %r", event.data)
+            log.warning("a command that this version doesn't know: %r", event.data, extra={"sse_channel": CHANNEL})
             return
         for stream in self._streams(wanted.get("channel")):
             if wanted.get("client_key") in (None, stream.client):

@@ -30,6 +30,12 @@ def active_stream() -> Stream:
 current_stream: Stream = LocalProxy(active_stream)  # type: ignore[assignment]
 
 
+def log_extra() -> dict[str, str]:
+    """What a log line has beside its text that is written in a stream's generator; empty elsewhere."""
+    stream = active.get(None)
+    return stream.log_extra if stream is not None else {}
+
+
 def heartbeat(seconds: float = 10) -> bool:
     """Puts the deadline of the current stream off, to `seconds` from now.
 

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Final
 
-from flask import Flask
+from flask import Flask, has_request_context
 
 from . import native, process, signals
 from .brokers import Broker
@@ -21,6 +21,7 @@ from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, StreamError, TaskEnded
 from .event import ServerSentEvent, to_event
 from .log import Batch
+from .response import request_id
 from .state import CloseReason
 from .stream import Stream
 
@@ -107,7 +108,8 @@ class DetachedStream(Stream):
             app: The app.
             path: What stands for it in the log.
         """
-        super().__init__(ChannelSink(), options, settings, app=app, path=path, last_event_id=None)
+        began = request_id() if has_request_context() else None
+        super().__init__(ChannelSink(), options, settings, app=app, path=path, last_event_id=None, request_id=began)
         self.task_id = task_id
         self.channel = channel
         self.counts_viewers = False
@@ -183,7 +185,7 @@ class DetachedStream(Stream):
         try:
             checked_event(self._last_event(CloseReason.COMPLETED), self._settings.max_event_bytes)
         except InvalidEvent as error:
-            log.exception("the result of %s can't be published", self.quoted_path)
+            log.exception("the result of %s can't be published", self.quoted_path, extra=self.log_extra)
             self.fail(error)
         else:
             self.end(CloseReason.COMPLETED)
@@ -203,7 +205,8 @@ class DetachedStream(Stream):
         try:
             self.tell_end()
         except Exception:
-            log.exception("the end of %s could not be published; it is told when its lease has run out", self.quoted_path)
+            text = "the end of %s could not be published; it is told when its lease has run out"
+            log.exception(text, self.quoted_path, extra=self.log_extra)
         super().producer_ended()
         self.sink_ended()
 
@@ -232,6 +235,11 @@ class DetachedStream(Stream):
         coalescer = self._coalescer
         if coalescer is not None and coalescer.due is not None and coalescer.due <= time.monotonic():
             threading.Thread(target=self._flush, name="sseflask-flush", daemon=True).start()
+
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """As for every stream, and `sse_task`."""
+        return {**super().log_extra, "sse_task": self.task_id}
 
     # For those who derive from it.
 

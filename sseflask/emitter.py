@@ -21,6 +21,11 @@ RESERVED: Final = "-/"
 class Subscriber(Protocol):
     """A stream that reads channels' logs."""
 
+    @property
+    def delivered(self) -> int:
+        """Events that it was given, if it reads one channel, whole; else 0: those are counted one by one."""
+        ...
+
     def pump(self, now: float) -> bool:
         """Gives the client what lies after the stream's cursor, if it takes anything, for half a millisecond or so.
 
@@ -34,6 +39,11 @@ class Subscriber(Protocol):
 
     def is_behind(self, seq: int, now: float) -> bool:
         """Whether it hasn't got as far as entry `seq`, though its client reads."""
+        ...
+
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about it has beside its text."""
         ...
 
     def begin_anew(self, epoch: str) -> None:
@@ -79,6 +89,7 @@ class EventEmitter:
         lock: Guards it, and the log beside it: unpatched, held for moments.
         on_listen: Called, outside the lock, when a channel has got a listener; None for nothing.
         changes: How often a stream has come or gone.
+        subscriptions: How many there are of all channels; one to several channels counts for each.
     """
 
     def __init__(self, history: Callable[[], Iterable[str]] = tuple) -> None:
@@ -90,6 +101,7 @@ class EventEmitter:
         self.lock = native.Lock()
         self.on_listen: Callable[[], object] | None = None
         self.changes = 0
+        self.subscriptions = 0
         self._history = history
         self._channels: dict[str, Channel] = {}
         self._queue: collections.deque[tuple[str, ServerSentEvent]] = collections.deque()
@@ -143,7 +155,9 @@ class EventEmitter:
         if found is None:
             found = self._channels[channel] = Channel(channel)
         is_first = not found.subscribers
-        found.subscribers[subscriber] = None
+        if subscriber not in found.subscribers:
+            found.subscribers[subscriber] = None
+            self.subscriptions += 1
         self.changes += 1
         return is_first
 
@@ -153,6 +167,7 @@ class EventEmitter:
         if found is None or subscriber not in found.subscribers:
             return False
         del found.subscribers[subscriber]
+        self.subscriptions -= 1
         self.changes += 1
         self._drop_if_unused(found)
         return not found.subscribers
@@ -160,6 +175,10 @@ class EventEmitter:
     def listened(self) -> list[str]:
         """The channels that have listeners; called under the lock."""
         return [name for name, found in self._channels.items() if found.listeners]
+
+    def subscribers(self) -> list[tuple[str, list[Subscriber]]]:
+        """The streams of each channel that has any; called under the lock."""
+        return [(name, list(found.subscribers)) for name, found in self._channels.items() if found.subscribers]
 
     def subscribed(self) -> dict[str, int]:
         """How many streams each channel has that has any; called under the lock."""
@@ -220,7 +239,7 @@ def _call_all(listeners: list[Listener], channel: str, event: ServerSentEvent) -
         try:
             listener(event)
         except Exception:
-            log.exception("a listener on the channel %r failed", channel)
+            log.exception("a listener on the channel %r failed", channel, extra={"sse_channel": channel})
         except BaseException as error:
             fatal = fatal or error
     if fatal is not None:

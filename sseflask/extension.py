@@ -85,6 +85,7 @@ class Installation:
             broker = self._brokers.setdefault(os.getpid(), made)
             if broker is made:
                 process.current().on_exit.append(broker.close)
+                process.current().brokers.append(broker)
                 broker.open()
         if self.ready is None and (not self._is_auto or process.current().directory is not None):
             # A forked child has none yet: until then nobody needs to ask for the process's id.
@@ -124,7 +125,10 @@ class Installation:
             # What dies with the server needs no word from the disk.
             url = f"sqlite:///{urllib.parse.quote(str(here.directory / self._name))}.sqlite?synchronous=off"
         broker = make_broker(self.settings, url, here.waker, here.timer.call_every_second)
-        log.info("events travel by %s (SSE_BROKER_URL is %r)", redacted(url), redacted(self.settings.broker_url))
+        shown = redacted(url)
+        log.info(
+            "events travel by %s (SSE_BROKER_URL is %r)", shown, redacted(self.settings.broker_url), extra={"sse_broker": shown}
+        )
         for name, listener in self.sse.listeners:
             broker.emitter.on(name, listener)
         return broker
@@ -222,6 +226,10 @@ class SSE(Blueprint):
                     app.register_error_handler(kind, answer)
         elif installed.sse is not self:
             raise AlreadyInstalled(f"{app!r} has an SSE already: one object serves all its streams, use that one")
+
+    def answer_root(self) -> Any:
+        """What `GET` of the prefix answers: the channels of `?channel=`, to who may subscribe to all of them."""
+        return views.subscribe(self, request.args.getlist("channel"))
 
     @overload
     def stream(self, view: Callable[P, Any], /) -> Callable[P, Any]: ...
@@ -604,7 +612,8 @@ class SSE(Blueprint):
     def authorize(self, rule: Authorize) -> Authorize:
         """Decorates the app's rule for the blueprint's routes: `(action, channel) -> bool`.
 
-        It is called in the request's context; actions are `"subscribe"`, `"publish"` and `"inspect"`. Without one, only the
+        It is called in the request's context; actions are `"subscribe"`, `"publish"` and `"inspect"`, for metrics and statistics,
+        whose channel is `"*"`. Without one, only the
         channels of `SSE_PUBLIC_CHANNELS` can be subscribed to, and nothing can be published, but with a token.
         """
         self.find_authorization = rule
@@ -623,7 +632,7 @@ class SSE(Blueprint):
 
         Args:
             channels: Their names.
-            action: `"subscribe"` or `"publish"`.
+            action: `"subscribe"`, `"publish"`, or, for the channel `"*"`, `"inspect"`.
             expires_in: Seconds for which it counts; above 0.
 
         Raises:
@@ -660,8 +669,9 @@ class SSE(Blueprint):
 
         Returns:
             `streams`, `streams_opened`, `streams_closed` by reason, `streams_refused`, `streams_stuck`, `events_sent`,
-            `bytes_sent`, `resets`, `slow_clients`, `draining`, `lag_seconds` and `max_lag_seconds` (how late this process's timer
-            woke), all of the process; `channels`, `subscriptions` and `events_published` of the current app, or the only one.
+            `bytes_sent`, `events_replayed`, `keepalives`, `resets`, `slow_clients`, `draining`, `lag_seconds` and
+            `max_lag_seconds` (how late this process's timer woke), all of the process; `channels`, `subscriptions` and
+            `events_published` of the current app, or the only one.
         """
         broker = self.installation.broker_in_use
         found = [broker.emitter.find(name) for name in broker.emitter.channels()] if broker is not None else []

@@ -138,7 +138,8 @@ class LeaseKeeper:
 
     def _report(self, error: Exception) -> None:
         """Logs an error where streams run: the logging module's locks are shared with greenlets."""
+        extra = {"sse_tasks": len(self._holders)}
         try:
-            self._broker().waker.call(lambda: log.error("the keeper of leases failed", exc_info=error))
+            self._broker().waker.call(lambda: log.error("the keeper of leases failed", exc_info=error, extra=extra))
         except (BrokerUnavailable, RuntimeError):
             return

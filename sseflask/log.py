@@ -149,9 +149,10 @@ class Batch:
         prev: The number of the entry before the first; above the cursor, entries between them are gone.
         last: The number of the last entry, which is the cursor afterwards.
         is_end: Whether the last entry closes its channel; its id is then a final one.
+        at: The second at which the last entry was appended.
     """
 
-    __slots__ = ("_chunk", "count", "data", "is_end", "last", "prev")
+    __slots__ = ("_chunk", "at", "count", "data", "is_end", "last", "prev")
 
     def __init__(self, entries: list[Entry]) -> None:
         frames = [entry.final_frame if entry.is_end else entry.frame for entry in entries]
@@ -160,6 +161,7 @@ class Batch:
         self.prev = entries[0].prev
         self.last = entries[-1].seq
         self.is_end = entries[-1].is_end
+        self.at = entries[-1].at
         self._chunk: bytes | None = None
 
     @property
@@ -182,9 +184,23 @@ class ChannelLog:
         ended: Whether the last entry closed the channel.
         held: Whether somebody listens: the ring stays then, though it be empty.
         is_whole: Whether it has all that a store, which other processes share, retains of the channel.
+        timed: The number of the last entry that was taken to measure how long entries take, or that is too old for that.
     """
 
-    __slots__ = ("_batched", "_batches", "counted", "ended", "entries", "held", "is_whole", "last", "limit", "name", "size")
+    __slots__ = (
+        "_batched",
+        "_batches",
+        "counted",
+        "ended",
+        "entries",
+        "held",
+        "is_whole",
+        "last",
+        "limit",
+        "name",
+        "size",
+        "timed",
+    )
 
     def __init__(self, name: str, last: int, limit: int, *, ended: bool = False, batched: set[ChannelLog] | None = None) -> None:
         self.name = name
@@ -195,6 +211,7 @@ class ChannelLog:
         self.ended = ended
         self.held = False
         self.is_whole = False
+        self.timed = last
         self._batched = batched
         self.entries: collections.deque[Entry] = collections.deque()
         self._batches: dict[int, Batch] = {}

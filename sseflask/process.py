@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from . import native, signals
-from .brokers import Waker
+from .brokers import Broker, Waker
 from .config import Settings
 from .state import CloseReason
 from .stream import Stream, call_all
@@ -24,6 +24,10 @@ log = logging.getLogger("sseflask.stream")
 
 #: Files that a worker needs besides its streams' sockets: listeners, logs, databases, requests that are no streams.
 RESERVED_FILES: Final = 64
+#: Seconds between two lines that say that streams are refused.
+REFUSALS_INTERVAL: Final = 10.0
+#: Streams that are looked at before others have their turn.
+COUNTED_AT_ONCE: Final = 1000
 
 
 class Process:
@@ -37,10 +41,13 @@ class Process:
         closed: Streams closed so far, by reason.
         events_sent: Events that the closed streams had sent.
         bytes_sent: Bytes that the closed streams had sent.
-        refused: Streams that found no room, or a worker that was stopping.
-        counted: Resets told to clients, and clients that were cut or reset because they didn't keep up.
+        refused: Streams that found no room, a worker that was stopping or a broker that can't be reached, by what it was for.
+        counted: What happened to streams besides: resets, keepalives, replayed events, clients that were cut because they didn't
+            keep up, events of tasks that had ended.
+        ended: Tasks and resumable runs that have ended here, by reason.
         stuck: Producers that still ran 10 s after the end of their streams.
         waker: Tells streams of new entries.
+        brokers: Those of its apps, as far as they have been used.
         directory: Where the processes of one server keep what they share, until it stops; None where there is no such place.
         on_exit: Called by the worker when its last stream has ended.
         workers: Processes that serve the same app beside this one, this one included, as far as known.
@@ -55,7 +62,9 @@ class Process:
         self.closed: collections.Counter[CloseReason] = collections.Counter()
         self.events_sent = 0
         self.bytes_sent = 0
-        self.refused = 0
+        self.refused: collections.Counter[str] = collections.Counter()
+        self.ended: collections.Counter[CloseReason] = collections.Counter()
+        self.brokers: list[Broker] = []
         self.stuck = 0
         self.counted: collections.Counter[str] = collections.Counter()
         self.detached: set[Stream] = set()
@@ -68,6 +77,8 @@ class Process:
         self.make_runner: Callable[[], Any] | None = None
         self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
         self._clients: dict[str, int] = {}
+        self._refusals_said = 0
+        self._refusals_due = 0.0
         self._lock = native.Lock()
 
     def admit(self, stream: Stream, settings: Settings) -> str | None:
@@ -112,9 +123,28 @@ class Process:
         """Tells the timer that a stream may be due earlier than it was."""
         self.timer.schedule(stream)
 
-    def count(self, what: str) -> None:
+    def count(self, what: str, by: int = 1) -> None:
         """Counts something that happened to a stream."""
-        self.counted[what] += 1
+        self.counted[what] += by
+
+    def refuse(self, limit: str, name: str) -> None:
+        """Counts a stream that isn't opened, and says so, once in a while.
+
+        Args:
+            limit: The setting that names the limit, or why else, for people.
+            name: The same for metrics.
+        """
+        self.refused[name] += 1
+        now = time.monotonic()
+        if now < self._refusals_due:
+            return
+        self._refusals_due = now + REFUSALS_INTERVAL
+        refused = self.refused.total()
+        count, self._refusals_said = refused - self._refusals_said, refused
+        extra = {"sse_limit": limit, "sse_refused": count, "sse_streams": len(self.streams)}
+        log.warning(
+            "streams are refused: %s (%d since the last line like this, %d are open)", limit, count, len(self.streams), extra=extra
+        )
 
     def report_stuck(self, stream: Stream, stack: str) -> None:
         """Logs and counts a producer that still runs long after its stream's end."""
@@ -124,6 +154,7 @@ class Process:
             stream.quoted_path,
             stream.reason,
             stack,
+            extra={**stream.log_extra, "sse_reason": stream.reason and stream.reason.value},
         )
 
     def stats(self) -> dict[str, Any]:
@@ -133,12 +164,14 @@ class Process:
             "streams": len(streams),
             "streams_opened": self.opened,
             "streams_closed": {reason.value: count for reason, count in self.closed.items()},
-            "streams_refused": self.refused,
+            "streams_refused": self.refused.total(),
             "streams_stuck": self.stuck,
             "events_sent": self.events_sent + sum(stream.events_sent for stream in streams),
             "bytes_sent": self.bytes_sent + sum(stream.bytes_sent for stream in streams),
             "detached": len(self.detached),
+            "events_replayed": self.counted["events_replayed"],
             "events_refused": self.counted["events_refused"],
+            "keepalives": self.counted["keepalives"],
             "resets": self.counted["resets"],
             "slow_clients": self.counted["slow_clients"],
             "draining": self.draining,
@@ -146,11 +179,67 @@ class Process:
             "max_lag_seconds": self.timer.max_lag,
         }
 
+    def numbers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What there is now and what was counted since the process began, of all its apps, as plain values for JSON.
+
+        Others have their turn while it looks at many streams.
+
+        Returns:
+            What goes up and down, and what only grows: numbers, numbers by a label's value, and histograms.
+        """
+        brokers = list(self.brokers)
+        with self._lock:
+            streams = list(self.streams)
+            events, size = self.events_sent, self.bytes_sent
+            closed = {reason.value: count for reason, count in self.closed.items()}
+            opened = self.opened
+        for number, stream in enumerate(streams, 1):
+            # What closes meanwhile is counted here, in its last state, and among the closed ones the next time.
+            events += stream.events_sent
+            size += stream.bytes_sent
+            if not number % COUNTED_AT_ONCE:
+                time.sleep(1e-9)
+        patterns: dict[str, collections.Counter[str]] = {}
+        for broker in brokers:
+            for pattern, counted in broker.count_by_pattern().items():
+                patterns.setdefault(pattern, collections.Counter()).update(counted)
+        now = {
+            "streams": len(streams),
+            "subscriptions": sum(broker.emitter.subscriptions for broker in brokers),
+            "channels": sum(len(broker.emitter.channels()) for broker in brokers),
+            "detached": len(self.detached),
+            "history_bytes": sum(broker.log.size for broker in brokers),
+            "broker_up": int(all(broker.is_up for broker in brokers)),
+            "draining": int(self.draining),
+            "lag_seconds": self.timer.lag,
+            "max_lag_seconds": self.timer.max_lag,
+            "channel_subscriptions": {pattern: counted["subscriptions"] for pattern, counted in patterns.items()},
+        }
+        ever = {
+            "streams_opened": opened,
+            "streams_closed": closed,
+            "streams_refused": dict(self.refused),
+            "streams_stuck": self.stuck,
+            "detached_ended": {reason.value: count for reason, count in list(self.ended.items())},
+            "events_published": sum(broker.published for broker in brokers),
+            "events_sent": events,
+            **{name: self.counted[name] for name in ("events_replayed", "events_refused", "resets", "keepalives", "slow_clients")},
+            "bytes_sent": size,
+            "broker_outages": sum(broker.outages for broker in brokers),
+            "broker_reconnects": sum(broker.reconnects for broker in brokers),
+            "latency": self.waker.latency.histogram.numbers(),
+            "lags": self.timer.lags.numbers(),
+            "channel_events_published": {pattern: counted["published"] for pattern, counted in patterns.items()},
+            "channel_events_sent": {pattern: counted["delivered"] for pattern, counted in patterns.items()},
+        }
+        return now, ever
+
     def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
         """Counts a stream out, logs its end, and calls what waits for it."""
         reason = stream.reason or CloseReason.COMPLETED
         if stream in self.detached:
             self.detached.discard(stream)
+            self.ended[reason] += 1
             self.timer.schedule(stream)
             self.run(callbacks)
             return
@@ -188,14 +277,24 @@ def most_streams(settings: Settings) -> int:
 
 
 def _log_end(stream: Stream, reason: CloseReason, seconds: float) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    facts = {
+        "sse_reason": reason.value,
+        "sse_seconds": round(seconds, 3),
+        "sse_events": stream.events_sent,
+        "sse_bytes": stream.bytes_sent,
+    }
     log.info(
-        "stream closed path=%s reason=%s seconds=%.3f events=%d bytes=%d id=%s",
+        "stream closed path=%s reason=%s seconds=%.3f events=%d bytes=%d id=%s%s",
         stream.quoted_path,
         reason.value,
         seconds,
         stream.events_sent,
         stream.bytes_sent,
         stream.id,
+        f" request_id={stream.request_id}" if stream.request_id is not None else "",
+        extra={**stream.log_extra, **facts},
     )
 
 

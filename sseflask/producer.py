@@ -207,13 +207,14 @@ class GeneratorProducer:
     def _failed(self, error: BaseException) -> None:
         stream, handoff = self.stream, self._handoff
         if stream.closed:
-            log.error("the generator of the stream at %s raised after the stream's end", stream.quoted_path, exc_info=error)
+            text = "the generator of the stream at %s raised after the stream's end"
+            log.error(text, stream.quoted_path, exc_info=error, extra=stream.log_extra)
         elif handoff is not None and handoff.claim_failure():
             failure = self._as_failure(error)
             stream.end(CloseReason.ERROR)
             handoff.fail(failure)
         else:
-            log.error("the generator of the stream at %s raised", stream.quoted_path, exc_info=error)
+            log.error("the generator of the stream at %s raised", stream.quoted_path, exc_info=error, extra=stream.log_extra)
             stream.fail(error)
 
     def _as_failure(self, error: BaseException) -> Failure:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from flask import Flask, Response, current_app, has_app_context, has_request_context, request
+from flask import Flask, Response, current_app, g, has_app_context, has_request_context, request
 from werkzeug.wsgi import ClosingIterator
 
 from . import process, signals
@@ -25,6 +27,8 @@ from .subscription import Selection, Snapshot, Subscription, begin
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+log = logging.getLogger("sseflask.stream")
+
 #: The key of `environ` under which `StreamWorker` offers to take a stream's socket over.
 HANDOVER: Final = "sseflask.handover"
 
@@ -40,6 +44,14 @@ STOPPING: Final = "the worker is stopping"
 
 #: What is named when the channels can't be read now.
 UNAVAILABLE: Final = "the broker is unavailable"
+
+#: What metrics call the limits.
+REFUSALS: Final = {
+    "SSE_MAX_STREAMS": "max_streams",
+    "SSE_MAX_STREAMS_PER_CLIENT": "max_streams_per_client",
+    STOPPING: "stopping",
+    UNAVAILABLE: "broker",
+}
 
 #: Ends of a stream whose collected events aren't all of them.
 CUT_SHORT: Final = (CloseReason.SHUTDOWN, CloseReason.MAX_AGE, CloseReason.EXPIRED)
@@ -164,6 +176,7 @@ class EventSourceResponse(Response):
             path=request.path if has_request else "",
             last_event_id=last_event_id() if has_request else None,
             client=_client(settings) if has_request else None,
+            request_id=request_id() if has_request else None,
         )
         first = prelude(stream, options) + first
         stream.bytes_sent = len(first)
@@ -253,7 +266,7 @@ class EventIterable(Iterator[bytes]):
         handover: Handover | None = environ.get(HANDOVER)
         limit = self._begin(producer, response, handover)
         if limit is not None:
-            process.current().refused += 1
+            process.current().refuse(limit, REFUSALS[limit])
             producer.discard()
             self._stream.discard(CloseReason.REFUSED)
             self._stream.sink_ended()
@@ -271,6 +284,7 @@ class EventIterable(Iterator[bytes]):
             )
             return None
         self._stream.open()
+        log.debug("stream opened path=%s id=%s", self._stream.quoted_path, self._stream.id, extra=self._stream.log_extra)
         if self._stream.app is not None:
             signals.stream_opened.send(self._stream.app, stream=self._stream)
         if start_response is not None:
@@ -355,6 +369,22 @@ def last_event_id() -> str | None:
         # Nearly every request that opens a stream: its arguments need not be parsed to know that.
         return None
     return request.args.get("lastEventId") or request.args.get("last_event_id") or None
+
+
+def request_id() -> str | None:
+    """What names the current request in logs: `g.request_id` where the app sets it, else the header X-Request-ID.
+
+    Returns:
+        1 to 128 visible ASCII characters; None for none, or for anything else: it goes into logs as it is.
+    """
+    found = g.get("request_id") or request.environ.get("HTTP_X_REQUEST_ID")
+    if found is None:
+        return None
+    found = str(found)
+    return found if _REQUEST_ID.fullmatch(found) else None
+
+
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,128}")
 
 
 class SubscriptionResponse(EventSourceResponse):

@@ -136,8 +136,8 @@ class Keeper(Protocol):
     def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
         """The stream is closed; calls what waits for that."""
 
-    def count(self, what: str) -> None:
-        """Something happened to a stream that is counted: `"resets"`, `"slow_clients"`."""
+    def count(self, what: str, by: int = 1) -> None:
+        """Something happened to a stream that is counted: `"resets"`, `"events_replayed"`, `"keepalives"`."""
 
     def report_stuck(self, stream: Stream, stack: str) -> None:
         """The stream's producer still runs `STUCK_SECONDS` after its end; it is at `stack`."""

@@ -59,6 +59,7 @@ class Stream:
         closed: Whether its end is decided: nothing sent any more reaches the client.
         last_write: The monotonic second at which it was last written to.
         reason: Why it ended; None until its end is decided.
+        request_id: What names its request in the logs of all who had to do with it; None where nothing does.
         slot: The timer's: where on its wheel the stream is.
     """
 
@@ -93,6 +94,7 @@ class Stream:
         "last_write",
         "path",
         "reason",
+        "request_id",
         "slot",
     )
 
@@ -106,6 +108,7 @@ class Stream:
         path: str,
         last_event_id: str | None,
         client: str | None = None,
+        request_id: str | None = None,
     ) -> None:
         """Makes a stream that hasn't begun.
 
@@ -117,10 +120,12 @@ class Stream:
             path: The path of the request, without its query.
             last_event_id: What the client says it saw last.
             client: Who the client is, for the limit of streams per client; None where that isn't known.
+            request_id: What names its request in logs.
         """
         self.id = secrets.token_hex(6)
         self.app = app
         self.client = client
+        self.request_id = request_id
         self.path = path
         self.last_event_id = last_event_id
         self.events_sent = 0
@@ -166,6 +171,14 @@ class Stream:
     def quoted_path(self) -> str:
         """The path as a log line may show it."""
         return urllib.parse.quote(self.path)
+
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about the stream has beside its text: `sse_stream`, `sse_path` and, if there is one, `sse_request_id`."""
+        extra = {"sse_stream": self.id, "sse_path": self.path}
+        if self.request_id is not None:
+            extra["sse_request_id"] = self.request_id
+        return extra
 
     @property
     def state(self) -> StreamState:
@@ -313,7 +326,7 @@ class Stream:
             try:
                 last = ServerSentEvent({"result": result, "timestamp": timestamp()}, event="complete", id=self._final_id()).encode()
             except InvalidEvent as error:
-                log.exception("the result of the stream at %s can't be sent", self.quoted_path)
+                log.exception("the result of the stream at %s can't be sent", self.quoted_path, extra=self.log_extra)
                 self.fail(error)
                 return
         self.end(CloseReason.COMPLETED, last)
@@ -371,6 +384,11 @@ class Stream:
         """Counts that its client was told that something is gone."""
         if self._keeper is not None:
             self._keeper.count("resets")
+
+    def was_replayed(self, events: int) -> None:
+        """Counts what its client got that was there when it came back."""
+        if self._keeper is not None and events:
+            self._keeper.count("events_replayed", events)
 
     def sent(self, events: int, size: int, now: float) -> None:
         """Counts what a producer has written to the sink by itself."""
@@ -505,6 +523,8 @@ class Stream:
             self.last_write = now
             if self._state is StreamState.LIVE:
                 self._sink.write(KEEPALIVE)
+                if self._keeper is not None:
+                    self._keeper.count("keepalives")
 
     def _tick_draining(self, now: float) -> None:
         blocked = self._sink.blocked_since
@@ -610,4 +630,4 @@ def call_all(callbacks: list[Callable[[], object]]) -> None:
         try:
             callback()
         except Exception:
-            log.exception("a callback on the end of a stream failed")
+            log.exception("a callback on the end of a stream failed", extra={"sse_function": repr(callback)})

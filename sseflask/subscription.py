@@ -170,6 +170,7 @@ class Subscription:
     __slots__ = (
         "_anew",
         "_broker",
+        "_catches_up_to",
         "_closed",
         "_cursor",
         "_has_snapshot",
@@ -220,6 +221,8 @@ class Subscription:
         self._skipped = 0
         # The epoch of its cursor, if what it reads has been replaced.
         self._anew: str | None = None
+        # The number of the last entry that was there when its client came back; also above 0 if there is an epoch. 0 in between.
+        self._catches_up_to = 0
         # Nothing is written before `start` is through.
         self._is_pumping = True
 
@@ -235,21 +238,39 @@ class Subscription:
             return False
         if self._was_reset:
             self.stream.was_reset()
-        self._look_up_rings()
+        head = self._look_up_rings()
+        if self.stream.last_event_id is not None:
+            self._catches_up_to = head
         self._is_pumping = False
         self.resume()
         return True
 
-    def _look_up_rings(self) -> None:
+    @property
+    def delivered(self) -> int:
+        """Events that its client was given, if it reads one channel, whole; else 0."""
+        return self.stream.events_sent if self._selection.is_plain else 0
+
+    def _look_up_rings(self) -> int:
+        """Finds what it reads. Returns the number of the last entry of all its channels."""
         channels = self._selection.channels
+        rings = [ring for name in channels if (ring := self._broker.log.find(name)) is not None]
+        for ring in rings:
+            # What it catches up with says nothing of how long events take.
+            ring.timed = ring.last
+        head = max((ring.last for ring in rings), default=0)
         if len(channels) > 1:
             with self._broker.emitter.lock:
-                rings = [(name, self._broker.log.find(name)) for name in channels]
-                closed = {name for name, ring in rings if ring is not None and ring.ended and ring.last <= self._cursor}
+                closed = {ring.name for ring in rings if ring.ended and ring.last <= self._cursor}
             # If all had closed before, the client waits for what they are used for next.
             self._closed = closed if len(closed) < len(channels) else set()
         if self._selection.is_plain:
             self._ring = self._broker.log.find(next(iter(channels)))
+        return head
+
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about it has beside its text: that of its stream."""
+        return self.stream.log_extra
 
     def discard(self) -> None:
         """Does nothing: it hasn't begun."""
@@ -260,7 +281,11 @@ class Subscription:
 
     def interrupt(self) -> None:
         """The stream has ended: stops listening."""
-        self._broker.unsubscribe(self._selection.channels, self)
+        channels = self._selection.channels
+        self._broker.unsubscribe(channels, self)
+        if self._broker.tallies is not None and self._selection.is_plain:
+            # From here on it isn't asked any more.
+            self._broker.tallies[channels[0]].delivered += self.stream.events_sent
         self.stream.producer_ended()
 
     def stack(self) -> str:
@@ -276,6 +301,7 @@ class Subscription:
         """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now."""
         if self._anew is None:
             self._anew = epoch
+            self._catches_up_to = self._catches_up_to or 1
 
     def pump(self, now: float) -> bool:
         """Writes what lies after the cursor, until there is nothing, the sink takes no more, or its slice of time is over."""
@@ -285,9 +311,10 @@ class Subscription:
         stream = self.stream
         sink = stream.sink
         try:
-            if self._anew is not None:
-                self._look_anew(self._anew, now)
-            step = self._write_selected if self._ring is None else self._write_batch
+            if self._catches_up_to and self._is_catching_up(now):
+                step = self._write_again
+            else:
+                step = self._write_selected if self._ring is None else self._write_batch
             while sink.blocked_since is None and not stream.closed and step(sink, now):
                 if time.monotonic() - now > SLICE_SECONDS:
                     return True
@@ -297,9 +324,30 @@ class Subscription:
             stream.is_blocked()
         return False
 
+    def _is_catching_up(self, now: float) -> bool:
+        """Sees to what has been replaced. Returns whether it still has to write what was there when its client came back."""
+        if self._anew is not None:
+            self._look_anew(self._anew, now)
+        if self._cursor < self._catches_up_to:
+            return True
+        self._catches_up_to = 0
+        if self._anew is not None:
+            # Another native thread has said so meanwhile.
+            self._catches_up_to = 1
+        return False
+
+    def _write_again(self, sink: Sink, now: float) -> bool:
+        """Writes, and counts what of it was there when the client came back. Returns whether there is more."""
+        is_again, before = self._cursor < self._catches_up_to, self.stream.events_sent
+        goes_on = self._write_selected(sink, now) if self._ring is None else self._write_batch(sink, now)
+        if is_again:
+            self.stream.was_replayed(self.stream.events_sent - before)
+        return goes_on
+
     def _look_anew(self, epoch: str, now: float) -> None:
         """Goes on at its position in the log as it is now; tells the client what is gone."""
         self._anew = None
+        self._catches_up_to = 0
         if self._has_snapshot:
             # Only a new request can show the state of things again.
             self.stream.end(CloseReason.RESET, retry_frame(random.randint(500, 2500)), StreamClosed(CloseReason.RESET))
@@ -325,6 +373,9 @@ class Subscription:
         if batch is None:
             with self._broker.emitter.lock:
                 batch = ring.batch(cursor)
+            if batch is not None and batch.last > ring.timed:
+                ring.timed = batch.last
+                self._broker.waker.latency.taken.append(batch.at)
         if batch is None or batch.prev > cursor:
             if not self._is_unplaced:
                 return self._fell_behind(ring.last, now)
@@ -350,6 +401,7 @@ class Subscription:
         frames = []
         is_over = False
         quarter = self._quarter()
+        shown: list[str] = []
         failure: BaseException | None = None
         for entry in entries:
             try:
@@ -368,9 +420,11 @@ class Subscription:
             self._skipped = 0
             is_over = (entry.is_end and self._is_last_of(entry)) or (selection.until is not None and selection.until(entry))
             frames.append(entry.final_frame if is_over else entry.frame)
+            shown.append(entry.channel)
             if is_over:
                 break
         count = len(frames)
+        self._count(shown, entries[-1])
         if self._skipped >= quarter and not is_over:
             # Its position must not fall out of the history only because nothing is to its taste.
             self._skipped = 0
@@ -382,10 +436,23 @@ class Subscription:
         if is_over:
             self._end()
         if failure is not None:
-            log.error("the filter of the stream at %s failed", self.stream.quoted_path, exc_info=failure)
+            log.error(
+                "the filter of the stream at %s failed", self.stream.quoted_path, exc_info=failure, extra=self.stream.log_extra
+            )
             self.stream.fail(failure)
             self.interrupt()
         return True
+
+    def _count(self, shown: Iterable[str], newest: Entry) -> None:
+        """Counts the channels of what its client gets, and has it measured how long the newest entry takes, if nobody has."""
+        tallies = self._broker.tallies
+        if tallies is not None and not self._selection.is_plain:
+            for name in shown:
+                tallies[name].delivered += 1
+        ring = self._broker.log.find(newest.channel)
+        if ring is not None and newest.seq > ring.timed:
+            ring.timed = newest.seq
+            self._broker.waker.latency.taken.append(newest.at)
 
     def _next_entries(self) -> list[Entry] | None:
         """The entries after the cursor that go into one write; None if some are gone that the client doesn't know of."""

@@ -474,7 +474,7 @@ class Tasks:
             try:
                 stream.tell_end()
             except Exception:
-                log.exception("the end of %s could not be published", stream.quoted_path)
+                log.exception("the end of %s could not be published", stream.quoted_path, extra=stream.log_extra)
         self._keeper.close()
 
     # For the tasks themselves.

@@ -13,6 +13,7 @@ from typing import Final
 
 from . import native
 from .stream import Stream
+from .tally import Histogram
 
 log = logging.getLogger("sseflask.timer")
 
@@ -37,17 +38,20 @@ class Timer:
     Attributes:
         lag: Seconds that the timer last woke late: how long nothing else in this process could run, or the hub's lag.
         max_lag: The longest of these.
+        lags: All of them.
     """
 
     def __init__(self) -> None:
         self.lag = 0.0
         self.max_lag = 0.0
+        self.lags = Histogram()
         self._wheel: dict[int, set[Stream]] = {}
         self._turned = int(time.monotonic() / TICK_SECONDS)
         self._lock = native.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._chores: list[Chore] = []
+        self._chores_at = 0.0
         self._warned = -WARNING_INTERVAL
 
     def schedule(self, stream: Stream) -> None:
@@ -68,6 +72,30 @@ class Timer:
         with self._lock:
             self._chores.append(chore)
         self._begin()
+
+    def turn(self, now: float) -> None:
+        """Ticks all streams in the slots up to the monotonic second `now`, letting others run in between.
+
+        The timer's own thread calls it; so does who moves the clock on.
+        """
+        until = int(now / TICK_SECONDS)
+        if until < self._turned:
+            self._go_back(until)
+        with self._lock:
+            # Few slots, each of which may be empty; or a clock that was moved on by hours, and few that aren't.
+            ahead = range(self._turned + 1, until + 1)
+            slots = ahead if len(ahead) <= len(self._wheel) else sorted(slot for slot in self._wheel if slot <= until)
+            due = [(slot, stream) for slot in slots for stream in self._wheel.pop(slot, ())]
+            self._turned = until
+        since = now
+        for slot, stream in due:
+            # One that was put elsewhere meanwhile has another slot.
+            if stream.slot == slot:
+                self._tick(stream, now)
+            if time.monotonic() - since > SLICE_SECONDS:
+                # More than 0: under gevent, 0 would come back before sockets and other timers have had their turn.
+                time.sleep(1e-9)
+                since = time.monotonic()
 
     def is_running_here(self) -> bool:
         """Whether the caller is the timer's thread."""
@@ -90,44 +118,37 @@ class Timer:
             self._wake.set()
 
     def _run(self) -> None:
-        chores_at = 0.0
         while True:
             self._wake.wait()
-            before = time.monotonic()
+            # Not the clock of the streams: that one may be moved on by a test, and nothing would be late.
+            before = time.perf_counter()
             time.sleep(TICK_SECONDS)
-            now = time.monotonic()
-            self._measure(now - before - TICK_SECONDS, now)
-            self._turn(now)
-            if now >= chores_at:
-                chores_at = now + 1.0
+            lag, now = time.perf_counter() - before - TICK_SECONDS, time.monotonic()
+            self._measure(lag, now)
+            self.turn(now)
+            if now >= self._chores_at:
+                self._chores_at = now + 1.0
                 self._do_chores(now)
             with self._lock:
                 if not self._wheel and not self._chores:
                     self._wake.clear()
 
-    def _turn(self, now: float) -> None:
-        """Ticks all streams in the slots up to `now`, letting others run in between."""
-        slots = range(self._turned + 1, int(now / TICK_SECONDS) + 1)
-        since = now
-        for slot in slots:
-            with self._lock:
-                self._turned = slot
-                due = self._wheel.pop(slot, None)
-            for stream in due or ():
-                # One that was put elsewhere meanwhile has been taken from this set or has another slot.
-                if stream.slot == slot:
-                    self._tick(stream, now)
-                if time.monotonic() - since > SLICE_SECONDS:
-                    # More than 0: under gevent, 0 would come back before sockets and other timers have had their turn.
-                    time.sleep(1e-9)
-                    since = time.monotonic()
+    def _go_back(self, slot: int) -> None:
+        """Goes on from a slot before the last turn: a test has moved the clock on, and put the real one back."""
+        with self._lock:
+            streams = [stream for waiting in self._wheel.values() for stream in waiting]
+            self._wheel.clear()
+            self._turned = slot
+            self._chores_at = 0.0
+        for stream in streams:
+            self.schedule(stream)
 
     def _do_chores(self, now: float) -> None:
         for chore in list(self._chores):
             try:
                 goes_on = chore(now)
             except Exception:
-                log.exception("the timer failed on %r", chore)
+                log.exception("the timer failed on %r", chore, extra={"sse_function": repr(chore)})
                 goes_on = True
             if not goes_on:
                 with self._lock:
@@ -137,16 +158,17 @@ class Timer:
         try:
             stream.tick(now)
         except Exception:
-            log.exception("the timer failed on %r", stream)
+            log.exception("the timer failed on %r", stream, extra=stream.log_extra)
         self.schedule(stream)
 
     def _measure(self, lag: float, now: float) -> None:
         self.lag = max(lag, 0.0)
         self.max_lag = max(self.max_lag, self.lag)
+        self.lags.observe(lag)
         if lag > LATE_SECONDS and now - self._warned >= WARNING_INTERVAL:
             self._warned = now
             text = "the timer woke %.1f s late: a blocking call, or work without a pause, kept every stream of this process waiting"
-            log.warning(text, lag)
+            log.warning(text, lag, extra={"sse_seconds": round(lag, 3)})
 
 
 class Flusher:
@@ -180,4 +202,4 @@ class Flusher:
             try:
                 stream.flush()
             except Exception:
-                log.exception("what %r held back could not be written", stream)
+                log.exception("what %r held back could not be written", stream, extra=stream.log_extra)

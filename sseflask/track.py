@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from flask import current_app, has_app_context
 from werkzeug.local import LocalProxy
 
-from .current import active_stream
+from .current import active_stream, log_extra
 from .errors import InvalidEvent, NoActiveStream, StreamError
 from .event import ServerSentEvent, to_event
 from .stream import error_data
@@ -106,7 +106,7 @@ def each(
         except StreamError as error:
             made = _chunk_error(item, number, key, error, debug=False)
         except Exception as error:
-            log.exception("an item of a stream failed")
+            log.exception("an item of a stream failed", extra={"sse_item": number, **log_extra()})
             made = _chunk_error(item, number, key, error, debug=has_app_context() and current_app.debug)
         if made is not None:
             yield made

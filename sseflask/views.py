@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from . import auth, process
+from . import auth, ledger, metrics, process
 from .channel import checked_name
 from .errors import (
     BrokerUnavailable,
@@ -27,6 +29,9 @@ from .stream import error_data
 if TYPE_CHECKING:
     from .extension import SSE
 
+#: The browser client, built from clients/js.
+CLIENT = Path(__file__).with_name("static") / "client.js"
+
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
 
@@ -34,8 +39,11 @@ FIELDS = ("data", "event", "id", "retry")
 def install(sse: SSE) -> None:
     """Adds the routes to the blueprint."""
     # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
-    sse.add_url_rule("/", "subscribe_many", lambda: subscribe(sse, request.args.getlist("channel")), strict_slashes=False)
+    sse.add_url_rule("/", "subscribe_many", sse.answer_root, strict_slashes=False)
     sse.add_url_rule("/-/health", "health", lambda: health(sse))
+    sse.add_url_rule("/-/client.js", "client", client)
+    sse.add_url_rule("/-/metrics", "metrics", lambda: show_metrics(sse))
+    sse.add_url_rule("/-/stats", "stats", lambda: show_stats(sse))
     sse.add_url_rule("/<path:channel>", "subscribe_one", lambda channel: subscribe(sse, [channel.rstrip("/")]))
     sse.add_url_rule("/<path:channel>", "publish_one", lambda channel: publish(sse, channel.rstrip("/")), methods=["POST"])
     for kind, answer in ANSWERS.items():
@@ -72,6 +80,49 @@ def health(sse: SSE) -> Response:
     response.status_code = 200 if ready else 503
     response.headers["Cache-Control"] = "no-store"
     return response
+
+
+def client() -> Response:
+    """The browser client, an ES module. Anyone may fetch it; a browser asks each time whether there is a new one."""
+    response = Response(CLIENT.read_bytes(), content_type="text/javascript; charset=utf-8")
+    response.headers["Cache-Control"] = "no-cache"
+    response.add_etag()
+    response.make_conditional(request)
+    return response
+
+
+def show_metrics(sse: SSE) -> Response:
+    """What all workers of this server count, for Prometheus: to whom the app lets inspect it."""
+    _check_inspect(sse)
+    if not metrics.is_installed():
+        return _refusal(501, f"metrics need prometheus_client: {metrics.INSTALL}")
+    try:
+        reading = ledger.current().read()
+    except OSError as error:
+        # No answer is better than sums that are too small: they would look as if all had begun anew.
+        return _refusal(503, f"the other workers' numbers can't be read now: {error.strerror}")
+    text, content_type = metrics.exposition(reading, request.headers.get("Accept", ""))
+    return Response(text, content_type=content_type, headers={"Cache-Control": "no-store"})
+
+
+def show_stats(sse: SSE) -> Response:
+    """The same as JSON: of each worker, and of all together."""
+    _check_inspect(sse)
+    try:
+        reading = ledger.current().read()
+    except OSError as error:
+        return _refusal(503, f"the other workers' numbers can't be read now: {error.strerror}")
+    response = jsonify(
+        worker=os.getpid(),
+        workers={str(pid): {**now, **reading.ever[pid]} for pid, now in sorted(reading.now.items())},
+        all={**reading.present, **reading.total},
+    )
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _check_inspect(sse: SSE) -> None:
+    auth.check(current_app, "inspect", (auth.ALL,), sse.find_authorization, ())
 
 
 def publish(sse: SSE, name: str) -> Response:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from . import native
 from .emitter import Channel, Subscriber
+from .tally import Latency
 
 log = logging.getLogger("sseflask.stream")
 
@@ -20,9 +21,13 @@ class ThreadWaker:
 
     Where gevent has patched the process, all streams live in one native thread. One that publishes from another posts to it,
     through a socket pair, since no patched primitive may be shared between the two.
+
+    Attributes:
+        latency: How long events took to their streams.
     """
 
     def __init__(self) -> None:
+        self.latency = Latency()
         # Re-entrant: what ends with a stream may publish.
         self._lock = threading.RLock()
         self._holder: int | None = None
@@ -41,27 +46,17 @@ class ThreadWaker:
             native.send(self._bell, b"!")
             return
         for subscriber in list(channel.subscribers):
-            self.pump(subscriber)
+            self._pump(subscriber)
+        if self.latency.taken:
+            self.latency.written(time.monotonic())
 
     def pump(self, subscriber: Subscriber) -> None:
         """Lets one stream send; called where streams run."""
         if self._home is None:
             self._settle()
-        with self._lock:
-            outer, self._holder = self._holder, threading.get_ident()
-            try:
-                while subscriber.pump(time.monotonic()):
-                    pass
-            except BaseException:
-                # Whatever went wrong with one stream, the others go on.
-                log.exception("a stream failed to send")
-            finally:
-                self._holder = outer
-                deferred: list[Callable[[], object]] = []
-                if outer is None:
-                    deferred, self._deferred = self._deferred, deferred
-        for call in deferred:
-            call()
+        self._pump(subscriber)
+        if self.latency.taken:
+            self.latency.written(time.monotonic())
 
     def defer(self, call: Callable[[], object]) -> bool:
         """Calls later what may wait, if the caller is in the middle of a stream's sending. Returns whether it is."""
@@ -95,6 +90,23 @@ class ThreadWaker:
     def rest(self) -> None:
         """Does nothing: threads take turns by themselves."""
 
+    def _pump(self, subscriber: Subscriber) -> None:
+        with self._lock:
+            outer, self._holder = self._holder, threading.get_ident()
+            try:
+                while subscriber.pump(time.monotonic()):
+                    pass
+            except BaseException:
+                # Whatever went wrong with one stream, the others go on.
+                log.exception("a stream failed to send", extra=subscriber.log_extra)
+            finally:
+                self._holder = outer
+                deferred: list[Callable[[], object]] = []
+                if outer is None:
+                    deferred, self._deferred = self._deferred, deferred
+        for call in deferred:
+            call()
+
     def _settle(self) -> None:
         """Streams run here, in this native thread if the process is patched."""
         if native.is_patched():
@@ -118,4 +130,4 @@ def _call(function: Callable[[], object]) -> None:
     try:
         function()
     except Exception:
-        log.exception("a call from another thread failed")
+        log.exception("a call from another thread failed", extra={"sse_function": repr(function)})

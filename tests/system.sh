@@ -1,8 +1,9 @@
 #!/bin/sh
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
 # `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
-# tests of the Redis broker start. With apt-get, and as root or with a sudo that asks for no password, it installs what is
-# missing; else it says in one line what that is.
+# tests of the Redis broker start, `system.sh node` to Node.js, npm and curl, for the browser client and other clients, `system.sh
+# proxies` to the proxies that deploy/ has files for. With apt-get, and as root or with a sudo that asks for no password, it installs
+# what is missing; else it says in one line what that is.
 set -eu
 
 has() {
@@ -76,6 +77,26 @@ redis() {
     if ! has valkey-server && has apt-cache && apt-cache show valkey-server >/dev/null 2>&1; then
         apt_install valkey-server || echo "Missing for the tests on Valkey: valkey-server" >&2
     fi
+}
+
+node() {
+    missing=
+    has node || missing="nodejs npm"
+    has npm || missing="nodejs npm"
+    has curl || missing="$missing curl"
+    # shellcheck disable=SC2086
+    if [ -n "$missing" ] && ! apt_install $missing; then
+        echo "Missing for the browser client and the tests with other clients: $missing" >&2
+    fi
+}
+
+proxies() {
+    for program in nginx haproxy caddy; do
+        # Debian keeps some where only root's PATH leads.
+        if ! has "$program" && ! [ -x "/usr/sbin/$program" ] && ! apt_install "$program"; then
+            echo "Missing for the tests of deploy/: $program" >&2
+        fi
+    done
 }
 
 "$@"

@@ -54,7 +54,7 @@ BAD_NAMES = [
     "é" * 101,
     "-",
     "-/",
-    "-/stats",
+    "-/control",
 ]
 SECRET = "a secret key"
 

@@ -79,7 +79,7 @@ def test_the_commands_are_there_without_routes() -> None:
     sse = SSE(app)
     sse.init_app(app)
     assert list(app.cli.commands).count("sse") == 1
-    assert sorted(cli.commands.commands) == ["channels", "listen", "publish", "stats"]
+    assert sorted(cli.commands.commands) == ["channels", "doctor", "listen", "publish", "stats"]
 
 
 def test_the_commands_are_called_sse_whatever_the_blueprint_is() -> None:

@@ -47,6 +47,7 @@ DEFAULTS: Mapping[str, Any] = {
     "SSE_END_EVENT": "stream-end",
     "SSE_ERROR_EVENT": "error",
     "SSE_PUBLIC_CHANNELS": (),
+    "SSE_METRICS_CHANNELS": (),
 }
 
 EVENT_NAME = "an event name: a non-empty string of one line without NUL"
@@ -91,6 +92,7 @@ RULES: Mapping[str, tuple[list[Any], list[Any], str]] = {
     "SSE_END_EVENT": (EVENT_NAMES, [None, *NOT_EVENT_NAMES], EVENT_NAME),
     "SSE_ERROR_EVENT": (EVENT_NAMES, [None, *NOT_EVENT_NAMES], EVENT_NAME),
     "SSE_PUBLIC_CHANNELS": ([(), ("news",), ("news", "public/*")], ["news", b"news", None, 5, True, [1], [None]], PATTERNS),
+    "SSE_METRICS_CHANNELS": ([(), ("news", "job:*"), ("x" * 200,) * 100], ["news", b"news", None, 5, True, [1], [None]], PATTERNS),
 }
 #: Those that are times.
 TIMES = [name for name, (_, _, expected) in RULES.items() if "of seconds" in expected]
@@ -156,6 +158,12 @@ class TestSettings:
     def test_patterns(self, patterns: Any) -> None:
         """Patterns may come in any collection, and are kept where nobody can change them."""
         assert isinstance(Settings.from_config({"SSE_PUBLIC_CHANNELS": patterns}).public_channels, tuple)
+
+    @pytest.mark.parametrize("patterns", [["x"] * 101, ["x" * 201]])
+    def test_too_many_series(self, patterns: list[str]) -> None:
+        """Patterns that would make too many time series, or too long labels, are refused."""
+        with pytest.raises(InvalidSetting, match=r"at most 100 glob patterns of at most 200 characters: each is a time series"):
+            Settings.from_config({"SSE_METRICS_CHANNELS": patterns})
 
     def test_a_long_value_is_shortened(self) -> None:
         """A message stays readable, whatever the value is."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import html
+import io
 import json
 import logging
+import os
 import re
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,19 +21,23 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from PIL import Image
 
-from examples import chat, create_app, machine, progress
+from examples import chat, create_app, images, machine, progress, report
 from examples.board import Board
 from examples.catalogue import EXAMPLES
 from examples.chat import LocalModel, model_from
 from examples.endpoint import Endpoint, EndpointFailed
 from examples.markov import TOKEN, MarkovModel
+from examples.shelf import Shelf
 from examples.source import highlighted
-from sseflask import EventDecoder, ServerSentEvent, StreamClosed
+from sseflask import EventDecoder, ServerSentEvent, StreamClosed, process
 from tests.browser.provider import DONE, Behaviour, Call, piece, running_provider
+from tests.live.process import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHTHOUSE = ROOT / "examples/texts/lighthouse.txt"
@@ -38,8 +45,10 @@ QUESTION = [{"role": "user", "content": "Tell me about the tide."}]
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Flask:
-    """The examples, whose small model answers without a pause."""
+def app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Flask:
+    """The examples, whose small model answers without a pause, and whose files lie in a folder of the test's own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     for name in ("CHAT_BASE_URL", "CHAT_MODEL", "CHAT_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     app = create_app()
@@ -98,7 +107,7 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-PAGES = ("/", "/counter/", "/metrics/", "/progress/", "/chat/", "/long-job/", "/notifications/", "/board/", "/celery/")
+PAGES = ("/", *(f"/{example.name.replace('_', '-')}/" for example in EXAMPLES))
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -560,6 +569,324 @@ def test_moves_at_the_same_time_have_numbers_of_their_own() -> None:
     assert sorted(moved) == list(range(8, 8 + len(moved)))
 
 
+# Images
+
+
+def a_picture(side: int = 40, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture of a dark square on white."""
+    picture = Image.new(options.pop("mode", "RGB"), (side, side // 2), "white")
+    picture.paste("black", (side // 4, side // 8, side // 2, side // 4))
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+DAMAGED = a_picture(300)[:200]
+
+
+def send(client: FlaskClient, **files: bytes) -> Any:
+    """Uploads files; `_` in their names stands for a dot."""
+    pictures = [(io.BytesIO(content), name.replace("_", ".")) for name, content in files.items()]
+    return client.post("/images/jobs", data={"pictures": pictures})
+
+
+def end_of(client: FlaskClient, answer: Any) -> list[ServerSentEvent]:
+    """All events of a job that has been started, to its end; what waits in between is bounded by the test's time."""
+    assert answer.status_code == 201, answer.json
+    return events_of(client.get(answer.json["events"]).data)
+
+
+def download(client: FlaskClient, path: str) -> bytes:
+    """The bytes of a file that is served; it is closed."""
+    with client.get(path) as response:
+        assert response.status_code == 200
+        return response.data
+
+
+def wait_until_heard() -> None:
+    """Waits until the only job of this process has heard that it is to end; in a thread it learns that at its next event."""
+    wait_until(lambda: all(stream.closed for stream in process.current().detached), 10, "the job to hear of its end")
+
+
+def files_of(app: Flask, shelf: str) -> list[str]:
+    """The names of all files on a shelf."""
+    return sorted(path.name for path in app.extensions[shelf].path.glob("*/*"))
+
+
+def test_pictures_are_developed_and_a_damaged_one_says_so(app: Flask) -> None:
+    """Each file's last word is done or its own error; who asks after the end gets all of it, and the originals are gone."""
+    client = app.test_client()
+    answer = send(client, a_png=a_picture(), b_jpg=DAMAGED, c_jpg=a_picture(900, "JPEG"), d_gif=a_picture(50, "GIF"))
+    assert answer.json["refused"] == []
+    for events in (end_of(client, answer), end_of(client, answer)):
+        files = {data_of(event)["file_id"]: data_of(event) for event in events if event.event == "file_update"}
+        assert [files[number]["filename"] for number in "1234"] == ["a.png", "b.jpg", "c.jpg", "d.gif"]
+        assert [files[number]["status"] for number in "1234"] == ["done", "failed", "done", "done"]
+        assert files["2"]["message"] == "This picture is damaged, and can't be read."
+        *_, last = [data_of(event) for event in events if event.event == "task_progress"]
+        assert (last["progress"], last["total_files"]) == (100, 4)
+        assert events[-1].event == "task_completed"
+        assert data_of(events[-1])["result"] == {"done": 3, "failed": 1}
+    assert files_of(app, "images") == sorted(f"{number}-{part}" for number in (1, 3, 4) for part in images.PARTS.values())
+    job = answer.json["job"]
+    with Image.open(io.BytesIO(download(client, f"/images/jobs/{job}/3/thumbnail"))) as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("JPEG", (320, 160))
+    with Image.open(io.BytesIO(download(client, f"/images/jobs/{job}/3/contour"))) as contour:
+        assert (contour.format, contour.size, contour.mode) == ("PNG", (640, 320), "L")
+        # White where nothing changes, dark where the square ends.
+        assert contour.getpixel((300, 110)) == contour.getpixel((600, 300)) == 255
+        assert min(contour.crop((150, 70, 170, 100)).tobytes()) < 100
+    for path in (f"{job}/2/thumbnail", f"{job}/3/original", f"{job}/99/contour", f"{'0' * 32}/1/contour"):
+        assert client.get(f"/images/jobs/{path}").status_code == 404
+
+
+def test_a_picture_is_shown_the_right_way_up_and_on_white(tmp_path: Path) -> None:
+    """What a camera says of its position is heeded; what is transparent is white."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    (tmp_path / "turned").write_bytes(a_picture(80, "JPEG", exif=exif))
+    assert images.reduced(tmp_path / "turned", 40).size == (20, 40)
+    Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear", "PNG")
+    assert images.reduced(tmp_path / "clear", 40).getpixel((0, 0)) == (255, 255, 255)
+    images.make_part(tmp_path / "clear", "contour", tmp_path / "contour.png")
+
+
+def test_a_picture_with_too_many_pixels_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its head says how large it is; no more of it is read."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 10_000)
+    (tmp_path / "large").write_bytes(a_picture(500)[:120])
+    with pytest.raises(images.PictureFailed, match="pixels"):
+        images.make_part(tmp_path / "large", "contour", tmp_path / "contour")
+
+
+def test_files_that_are_no_pictures_are_refused_one_by_one(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is named with its reason; those that are left are developed, and if none is, there is no job."""
+    monkeypatch.setattr(images, "MAX_BYTES", 5000)
+    client = app.test_client()
+    bad = {"a_png": b"", "b_png": b"<svg/>", "c_png": a_picture() + bytes(5000)}
+    reasons = ["The file is empty.", "This is no JPEG, PNG, GIF or WebP picture.", "The file has more than 0 MB."]
+    refused = [{"filename": f"{name}.png", "error": why} for name, why in zip("abc", reasons, strict=True)]
+    answer = send(client, **bad)
+    assert (answer.status_code, answer.json["refused"]) == (400, refused)
+    assert files_of(app, "images") == []
+    answer = send(client, **bad, d_png=a_picture())
+    assert answer.json["refused"] == refused
+    assert data_of(end_of(client, answer)[-1])["result"] == {"done": 1, "failed": 0}
+
+
+def test_an_upload_that_is_too_much_is_refused(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures, too many of them, too many bytes, too many jobs: a 4xx or 5xx in JSON that says what the limit is."""
+    client = app.test_client()
+    monkeypatch.setattr(images, "MAX_FILES", 2)
+    for files in ({}, {f"{name}_png": a_picture() for name in "abc"}):
+        answer = send(client, **files)
+        assert (answer.status_code, "1 to 2 files" in answer.json["error"]) == (400, True)
+    monkeypatch.setattr(images, "MAX_BYTES", 100)
+    assert send(client, a_png=bytes(5000)).status_code == 413
+    monkeypatch.setattr(app.extensions["images"], "_most", 0)
+    monkeypatch.setattr(images, "MAX_BYTES", 5000)
+    answer = send(client, a_png=a_picture())
+    assert (answer.status_code, "too many jobs" in answer.json["error"]) == (503, True)
+
+
+def test_a_cancelled_job_deletes_what_it_was_sent(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages are told; the originals are gone, what was done stays, and there is nothing more to cancel."""
+    reached, gate = threading.Event(), threading.Event()
+    make_part = images.make_part
+
+    def make_slowly(source: Path, part: str, target: Path) -> None:
+        make_part(source, part, target)
+        if source.name == "2":
+            reached.set()
+            assert gate.wait(10)
+
+    monkeypatch.setattr(images, "make_part", make_slowly)
+    client = app.test_client()
+    answer = send(client, a_png=a_picture(), b_png=a_picture(), c_png=a_picture())
+    assert reached.wait(10)
+    assert client.post(f"/images/jobs/{answer.json['job']}/cancel").json == {"cancelled": True}
+    wait_until_heard()
+    gate.set()
+    events = end_of(client, answer)
+    assert events[-1].event == "task_cancelled"
+    wait_until(lambda: "1" not in files_of(app, "images"), 10, "the originals to be deleted")
+    assert not {"1", "2", "3"} & set(files_of(app, "images"))
+    assert "1-contour.png" in files_of(app, "images")
+    assert client.post(f"/images/jobs/{answer.json['job']}/cancel").json == {"cancelled": False}
+
+
+@pytest.mark.parametrize("path", ["/images/jobs", "/report/reports"])
+def test_a_job_that_nobody_knows_is_not_found(client: FlaskClient, path: str) -> None:
+    """Its events are a 404 in JSON, before any stream."""
+    for job in ("0" * 32, "nonsense"):
+        response = client.get(f"{path}/{job}/events")
+        assert (response.status_code, response.is_json) == (404, True)
+        assert client.post(f"{path}/{job}/cancel").json == {"cancelled": False}
+
+
+@pytest.mark.parametrize(("module", "package"), [(images, "PIL"), (report, "openpyxl")])
+def test_without_its_library_an_example_says_what_to_install(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch, module: Any, package: str
+) -> None:
+    """The page says so, and a job is refused with a 503 that says it too."""
+    find_spec = module.importlib.util.find_spec
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    prefix = module.bp.url_prefix
+    assert "pip install &#39;sseflask[examples]&#39;" in client.get(f"{prefix}/").text
+    answer = send(client, a_png=a_picture()) if module is images else client.post("/report/reports", json={})
+    assert (answer.status_code, "pip install 'sseflask[examples]'" in answer.json["error"]) == (503, True)
+
+
+# Report
+
+
+def say(client: FlaskClient, author: Any, text: Any) -> Any:
+    """Says something in the room."""
+    return client.post("/report/messages", json={"author": author, "text": text})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is written without a pause."""
+    monkeypatch.setattr(report, "pause", lambda: None)
+
+
+def test_the_room_begins_with_what_was_said_and_follows(app: Flask) -> None:
+    """Who enters gets all messages, in order, and then each one that is said, on one line."""
+    frames = listening(app.test_client(), "/report/events")
+    *_, room = events_until(frames, "room")
+    messages = data_of(room)["messages"]
+    assert [message["number"] for message in messages] == list(range(1, len(report.NIGHT) + 1))
+    assert [message["at"] for message in messages] == sorted(message["at"] for message in messages)
+    assert say(app.test_client(), " Ada ", "Hello,\n\x00 there").json == {"number": len(messages) + 1}
+    (message,) = events_until(frames, "message")
+    assert (data_of(message)["author"], data_of(message)["text"]) == ("Ada", "Hello, there")
+
+
+@pytest.mark.parametrize(
+    ("author", "text", "status"),
+    [("", "a", 400), ("a", " ", 400), (5, "a", 400), ("a", None, 400), ("a" * 41, "a", 413), ("a", "a" * 501, 413)],
+)
+def test_a_message_that_is_none_is_refused(client: FlaskClient, author: Any, text: Any, status: int) -> None:
+    """It is a 4xx in JSON, and nothing is said."""
+    response = say(client, author, text)
+    assert (response.status_code, response.is_json) == (status, True)
+    assert len(client.application.extensions["report_room"].messages()) == len(report.NIGHT)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_report_is_an_excel_file_of_what_was_said(app: Flask) -> None:
+    """Its status events come in order; the result and both sheets have the right numbers; what looks like a formula is text."""
+    client = app.test_client()
+    say(client, "Ada", "=1+1")
+    say(client, "Ada", "Trawler, trawler: the trawler!")
+    answer = client.post("/report/reports", json={})
+    events = end_of(client, answer)
+    *_, last = events
+    result = data_of(last)["result"]
+    assert (last.event, result["messages"]) == ("task_completed", len(report.NIGHT) + 2)
+    assert result["authors"][:2] == [{"author": "Ines", "messages": 3, "words": 29}, {"author": "Ruth", "messages": 3, "words": 25}]
+    assert {"author": "Ada", "messages": 2, "words": 5} in result["authors"]
+    assert (result["busiest_hour"], result["in_busiest_hour"] >= 4) == (2, True)
+    assert result["words"][0] == {"word": "trawler", "count": 5}
+    file = download(client, f"/report/reports/{answer.json['job']}/report.xlsx")
+    assert len(file) == result["bytes"]
+    book = openpyxl.load_workbook(io.BytesIO(file))
+    assert book.sheetnames == ["Summary", "Messages"]
+    summary = [[cell.value for cell in row if cell.value is not None] for row in book["Summary"].rows]
+    assert ["Messages", len(report.NIGHT) + 2] in summary
+    assert ["Ada", 2, 5] in summary
+    assert ["trawler", 5] in summary
+    rows = list(book["Messages"].rows)
+    assert [cell.value for cell in rows[0]] == ["Time (UTC)", "Author", "Message"]
+    assert len(rows) == len(report.NIGHT) + 3
+    assert (rows[-2][2].value, rows[-2][2].data_type) == ("=1+1", "s")
+    assert (rows[1][0].value.hour, rows[1][0].value.minute) == (21, 5)
+
+
+def test_a_report_tells_where_it_stands(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes in the middle gets the progress first, and then the status events that follow, up to the end's own."""
+    reached, gate = threading.Event(), threading.Event()
+
+    def wait_here() -> None:
+        reached.set()
+        assert gate.wait(10)
+
+    monkeypatch.setattr(report, "pause", wait_here)
+    client = app.test_client()
+    answer = client.post("/report/reports", json={})
+    assert reached.wait(10)
+    frames = listening(client, answer.json["events"])
+    _, standing, *_ = events_until(frames, "task_progress")
+    assert (data_of(standing)["progress"], data_of(standing)["message"]) == (0, f"Counting {len(report.NIGHT)} messages")
+    gate.set()
+    events = events_until(frames, "task_completed")
+    statuses = [event for event in events if event.event == "EXCEL_STATUS"]
+    assert [data_of(event)["step"] for event in statuses][-3:] == [1, 2, 3]
+    ended = next(event for event in events if event.event == "EXCEL_STATUS_END")
+    assert data_of(ended)["sheets"] == ["Summary", "Messages"]
+    assert events.index(ended) == len(events) - 2
+
+
+def test_a_cancelled_report_leaves_no_file(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pages are told, and its folder is removed."""
+    gate = threading.Event()
+    monkeypatch.setattr(report, "pause", lambda: gate.wait(10))
+    client = app.test_client()
+    answer = client.post("/report/reports", json={})
+    assert client.post(f"/report/reports/{answer.json['job']}/cancel", json={}).json == {"cancelled": True}
+    wait_until_heard()
+    gate.set()
+    assert end_of(client, answer)[-1].event == "task_cancelled"
+    wait_until(lambda: not list(app.extensions["reports"].path.iterdir()), 10, "the folder to be removed")
+
+
+def test_a_report_of_nothing_is_one_too() -> None:
+    """Nobody has said anything at no hour."""
+    summary = report.summary_of([])
+    assert summary == {"messages": 0, "authors": [], "busiest_hour": None, "in_busiest_hour": 0, "words": []}
+    report.write_summary(openpyxl.Workbook().active, summary)
+
+
+def test_another_sites_form_cannot_ask_for_a_report(client: FlaskClient) -> None:
+    """What isn't called JSON is refused."""
+    assert client.post("/report/reports", data="{}", content_type="text/plain").status_code == 415
+
+
+# The shelf
+
+
+def test_what_lies_on_a_shelf_goes_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are found by their job; a folder in which nothing has changed for long is removed, and the others stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shelf = Shelf("test", keep_seconds=100)
+    old, new = "a" * 32, "b" * 32
+    for job in (old, new):
+        folder = shelf.name(shelf.add(), job)
+        (folder / "file").write_text(job)
+    os.utime(shelf.path / old, (time.time() - 101,) * 2)
+    assert shelf.find(old, "file") is not None
+    shelf.add()
+    assert shelf.find(old, "file") is None
+    assert shelf.find(new, "file") == shelf.path / new / "file"
+    assert shelf.find(f"../test/{new}", "file") is None
+    assert shelf.path.stat().st_mode & 0o077 == 0
+
+
+def test_the_last_who_leaves_a_shelf_takes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another process has it, its files stay; after the last one they are gone, and it can be used anew."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    first, second = Shelf("test"), Shelf("test")
+    first.name(first.add(), "a" * 32)
+    path = first.path
+    del first
+    assert (path / ("a" * 32)).is_dir()
+    del second
+    assert not path.exists()
+    third = Shelf("test")
+    assert third.add().is_dir()
+
+
 # The small model
 
 
@@ -620,15 +947,85 @@ def ask(client: FlaskClient, messages: Any = QUESTION) -> Any:
     return client.post("/chat/events", json={"messages": messages})
 
 
-def test_a_chat_answer_is_a_stream_of_tokens(client: FlaskClient) -> None:
-    """`start` names the model, each `content` has a piece of the answer, `complete` counts them."""
-    response = ask(client)
+class ScriptedModel:
+    """A model that says what it is told to, and counts how often it is asked.
+
+    Attributes:
+        asked: How often.
+        gate: Set, it says what comes after its first word.
+    """
+
+    name = "scripted"
+
+    def __init__(self, *words: str) -> None:
+        self.asked = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self._words = words
+
+    def answer(self, messages: Any) -> Iterator[str]:
+        """Says it."""
+        self.asked += 1
+        for word in self._words:
+            yield word
+            assert self.gate.wait(10)
+
+
+class EndlessModel:
+    """A model that never comes to an end."""
+
+    name = "endless"
+
+    def answer(self, messages: Any) -> Iterator[str]:
+        """Says the same word again and again."""
+        while True:
+            yield " word"
+            time.sleep(0.01)
+
+
+def test_a_chat_answer_is_a_stream_of_tokens(app: Flask) -> None:
+    """`start` comes first, the texts of `content` together are the answer, `complete` counts its tokens."""
+    words = ("One", " ü\u2028two", "\nthree", " {", "4", "}")
+    app.extensions["chat_model"] = ScriptedModel(*words)
+    response = ask(app.test_client())
     assert response.mimetype == "text/event-stream"
-    start, *contents, complete = events_of(response.data)
-    assert (start.event, data_of(start)["model"]) == ("start", LocalModel.name)
-    assert {event.event for event in contents} == {"content"}
+    opened, start, *contents, complete = events_of(response.data)
+    assert (opened.event, start.event, {event.event for event in contents}) == ("stream-open", "start", {"content"})
+    assert "".join(event.data or "" for event in contents) == "".join(words)
     result = data_of(complete)["result"]
-    assert (complete.event, result["tokens"], result["model"]) == ("complete", len(contents), LocalModel.name)
+    assert (complete.event, result["tokens"], result["model"]) == ("complete", len(words), "scripted")
+
+
+def test_who_comes_back_to_an_answer_hears_the_rest_of_it(app: Flask) -> None:
+    """From its beginning or from any of its events the answer is the same, at its end too, and the model is asked once."""
+    model = app.extensions["chat_model"] = ScriptedModel("One", " two", " three")
+    model.gate.clear()
+    first = app.test_client().post("/chat/events", json={"messages": QUESTION}, buffered=False)
+    heard = events_until(iter(first.response), "content")
+    again = app.test_client().post("/chat/events", headers={"Last-Event-ID": str(heard[0].id)}, json={}, buffered=False)
+    anew = events_until(iter(again.response), "content")
+    assert [event.id for event in heard] == [event.id for event in anew]
+    model.gate.set()
+    for last in (heard[0], heard[-1]):
+        whole = app.test_client().post("/chat/events", headers={"Last-Event-ID": str(last.id)}, json={}).data
+        said = "".join(event.data or "" for event in events_of(whole) if event.event == "content")
+        assert said == ("One two three" if last is heard[0] else " two three")
+        assert events_of(whole)[-1].event == "complete"
+    assert model.asked == 1
+
+
+def test_an_answer_is_stopped_by_the_id_of_one_of_its_events(app: Flask) -> None:
+    """The stream ends with the word that it was cancelled; an id that nobody knows stops nothing, and something else is refused."""
+    app.extensions["chat_model"] = EndlessModel()
+    client = app.test_client()
+    frames = iter(client.post("/chat/events", json={"messages": QUESTION}, buffered=False).response)
+    heard = events_until(frames, "content")
+    assert client.post("/chat/stop", json={"run": f"{'0' * 32}-1"}).json == {"stopped": False}
+    assert client.post("/chat/stop", json={"run": heard[-1].id}).json == {"stopped": True}
+    *_, end = events_until(frames, "stream-end")
+    assert data_of(end) == {"reason": "cancelled"}
+    for payload in (None, {}, {"run": 5}, "run"):
+        assert client.post("/chat/stop", json=payload).status_code == 400
 
 
 def test_a_failure_in_mid_answer_is_an_error_event(client: FlaskClient) -> None:

@@ -17,7 +17,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import sseflask.log
 from sseflask import EventDecoder, ServerSentEvent
-from sseflask.log import BATCH_BYTES, ENTRY_BYTES, KEPT_BATCHES, REMEMBERED_CHANNELS, Batch, ChannelLog, Entry, EventId, Log
+from sseflask.log import (
+    BATCH_BYTES,
+    ENTRY_BYTES,
+    KEEP_ALL,
+    KEPT_BATCHES,
+    NEAR,
+    REMEMBERED_CHANNELS,
+    Batch,
+    ChannelLog,
+    Entry,
+    EventId,
+    Log,
+)
 
 EPOCH = "0123456789ab"
 OTHER_EPOCH = "ba9876543210"
@@ -539,6 +551,142 @@ class TestBounds:
             assert log.size == sum(one.size for one in log.merged("abcdefgh", 0))
 
 
+class TestKeepAll:
+    """Channels that keep all until they have ended (DELIVERY 24)."""
+
+    def test_bounds(self) -> None:
+        """Neither the number of its entries, nor their age, nor their bytes make any of them go, or those of others."""
+        log = new_log(history=3, seconds=10, size=5 * (ENTRY_BYTES + 100))
+        put(log, "run", history=KEEP_ALL)
+        for now in range(1, 100):
+            put(log, "run", "x" * 50, now=now)
+            put(log, "plain", "x" * 50, now=now)
+            log.expire(now)
+        assert len(kept(log, "run")) == 100 and len(kept(log, "plain")) == 3
+        assert log.size == sum(one.size for one in log.merged(["plain"], 0))
+        log.expire(200)
+        assert len(kept(log, "run")) == 100 and kept(log, "plain") == [] and log.size == 0
+        assert log.resume(["run"], at(0)).reset is None
+
+    def test_after_the_end(self) -> None:
+        """When it has ended all its entries stay until the last is too old, and count against the bytes of all."""
+        log = new_log(history=3, seconds=10)
+        for now in range(20):
+            put(log, "run", now=now, history=KEEP_ALL)
+        assert log.size == 0 and not log.is_idle
+        put(log, "run", now=20, is_end=True)
+        assert log.size == sum(one.size for one in log.merged(["run"], 0))
+        log.expire(29.5)
+        assert len(kept(log, "run")) == 21
+        log.expire(30.5)
+        assert kept(log, "run") == [] and log.size == 0 and log.is_idle
+        assert log.resume(["run"], at(20)).reset == "history"
+        assert log.resume(["run"], at(21)).reset is None
+
+    def test_gives_way_after_the_end(self) -> None:
+        """What has ended gives way to bytes like others, its oldest entries first."""
+        log = new_log(size=20 * (ENTRY_BYTES + 100))
+        for number in range(40):
+            put(log, "run", "x" * 50, history=KEEP_ALL, is_end=number == 39)
+        left = kept(log, "run")
+        assert 10 < len(left) < 30 and left[-1] == 40
+        assert log.size <= 20 * (ENTRY_BYTES + 100)
+
+    def test_published_to_after_its_end(self) -> None:
+        """One that is published to after its end keeps all again."""
+        log = new_log(seconds=10)
+        put(log, "run", history=KEEP_ALL)
+        put(log, "run", is_end=True)
+        put(log, "run")
+        log.expire(100)
+        assert kept(log, "run") == [1, 2, 3] and log.size == 0
+
+    def test_a_limit_again(self) -> None:
+        """One that is given a limit is one like any other, and the other way round."""
+        log = new_log(seconds=10)
+        for number in range(30):
+            put(log, "run", history=KEEP_ALL if number % 10 == 0 else 5 if number % 10 == 5 else None)
+            assert log.silent(1.0) == (["run"] if number % 10 < 5 else [])
+            assert log.size == (0 if number % 10 < 5 else sum(one.size for one in log.merged(["run"], 0)))
+        assert len(kept(log, "run")) == 5
+        log.expire(11)
+        assert log.is_idle and log.names() == []
+
+    def test_fed(self) -> None:
+        """An entry that a store numbered tells what its channel keeps; what is counted is right however many come."""
+        log = new_log(history=3, seconds=10)
+        log.load("run", [], last=0, ended=False, limit=3, is_whole=True, now=0)
+        log.hold("run")
+        one = entry(1, 0)
+        told = Entry(1, 0, "run", one.frame, None, None, False, 0.0, KEEP_ALL)
+        assert log.feed(told, 0)
+        for seq in range(2, 50):
+            assert log.feed(Entry(seq, seq - 1, "run", one.frame, None, None, False, 0.0), seq)
+        assert len(kept(log, "run")) == 49 and log.size == 0
+        assert log.feed(Entry(50, 49, "run", one.frame, None, None, True, 50.0), 50)
+        assert log.size == 50 * one.size
+        log.drop("run")
+        assert log.size == 0 and log.is_idle
+
+    @pytest.mark.parametrize("ended", [False, True])
+    def test_loaded(self, ended: bool) -> None:
+        """A ring that is loaded with all that a store has of a run has all of it, old as it is."""
+        log = new_log(history=3, seconds=10)
+        entries = [Entry(seq, seq - 1, "run", b"data\n\n", None, None, ended and seq == 500, 0.1 * seq) for seq in range(1, 501)]
+        ring = log.load("run", entries, last=500, ended=ended, limit=KEEP_ALL, is_whole=True, now=55)
+        assert len(ring.entries) == 500 and ring.is_whole
+        assert log.size == (ring.size if ended else 0)
+        log.expire(61)
+        assert len(kept(log, "run")) == (0 if ended else 500)
+
+    @pytest.mark.parametrize("limit", [5, KEEP_ALL])
+    def test_skipped(self, limit: int) -> None:
+        """A ring whose entries can't be read any more doesn't count, and nobody looks for its age."""
+        log = new_log(seconds=10)
+        put(log, "run", history=limit)
+        ring = log.hold("run")
+        log.skip(ring, 7, ended=False, limit=3)
+        assert (log.size, ring.limit, ring.last) == (0, 3, 7)
+        assert log.is_idle and log.silent(100) == []
+        log.expire(100)
+        assert log.resume(["run"], at(1)).reset == "history"
+
+    def test_silent(self) -> None:
+        """Those that have had no entry for long are named, longest first, and given up if they are to be."""
+        log = new_log()
+        for now, channel in enumerate(["a", "b", "c", "a", "d", "e"]):
+            put(log, channel, now=now, history=None if channel == "d" else KEEP_ALL)
+        put(log, "e", now=6, is_end=True)
+        assert log.silent(2.5) == ["b", "c"]
+        assert log.silent(100) == ["b", "c", "a"]
+        log.give_up("b")
+        log.give_up("never")
+        assert log.silent(100) == ["c", "a"]
+        assert log.resume(["b"], at(1)).reset == "history" and "b" not in log
+
+    def test_capacity(self) -> None:
+        """A publisher never waits for the streams of one because it may drop what they haven't got: it doesn't."""
+        log = new_log(size=1000)
+        put(log, "plain", "x" * 500)
+        put(log, "run", history=KEEP_ALL)
+        assert log.capacity(log.channel("run")) == KEEP_ALL
+        assert log.capacity(log.channel("plain")) == 1
+
+    def test_long(self) -> None:
+        """A long ring is read from wherever a cursor is: from each place, in order, to its end."""
+        ring = ChannelLog("run", 0, KEEP_ALL)
+        for seq in range(1, 4 * NEAR + 1):
+            ring.append(entry(3 * seq, 3 * (seq - 1), 100))
+        for cursor in range(12 * NEAR + 2):
+            assert seqs(ring.after(cursor)) == list(range(cursor - cursor % 3 + 3, 12 * NEAR + 1, 3))
+        cursor, data = 0, b""
+        while (batch := ring.batch(cursor)) is not None:
+            assert batch.prev == cursor
+            cursor, data = batch.last, data + batch.data
+            ring.forget_batches()
+        assert data == b"".join(one.frame for one in ring.entries)
+
+
 # The naive model.
 
 
@@ -589,6 +737,8 @@ class LogMachine(RuleBasedStateMachine):
         self.history = history
         self.published: list[Published] = []
         self.readers: list[Reader] = []
+        # Channels that keep all and haven't ended, and since which number they do.
+        self.whole: dict[str, int] = {}
 
     def teardown(self) -> None:
         """Gives the table its size back."""
@@ -615,6 +765,8 @@ class LogMachine(RuleBasedStateMachine):
         prev = max(self.after([channel], 0), default=0)
         appended = put(self.log, channel, data, now=self.now, user_id=own, is_end=is_end)
         self.published.append(Published(channel, own, is_end, data))
+        if is_end:
+            self.whole.pop(channel, None)
         assert appended.seq == len(self.published)
         # Where its last number was forgotten, the floor of when it was last asked about stands for it.
         assert appended.prev == prev or (not self.is_exact and prev < appended.prev <= self.floor)
@@ -627,6 +779,16 @@ class LogMachine(RuleBasedStateMachine):
         # If it is forgotten meanwhile, its limit is too.
         self.limits[channel] = max(limit, self.history)
         assert len(kept(self.log, channel)) <= limit
+        self.whole.pop(channel, None)
+
+    @rule(channel=st.sampled_from(CHANNELS), size=SIZES)
+    def publish_to_keep_all(self, channel: str, size: int) -> None:
+        """An event is published to a channel that keeps all from here on, until it ends or is given a limit."""
+        data = f"all:{'x' * size}"
+        self.published.append(Published(channel, None, False, data))
+        put(self.log, channel, data, now=self.now, history=KEEP_ALL)
+        self.limits[channel] = KEEP_ALL
+        self.whole.setdefault(channel, len(self.published))
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 11.0]), expires=st.booleans())
     def wait(self, seconds: float, expires: bool) -> None:
@@ -731,16 +893,22 @@ class LogMachine(RuleBasedStateMachine):
     def what_is_kept_is_in_order(self) -> None:
         """What can be read of a channel is the end of what was published to it, as it was, each with the one before it."""
         total = 0
+        counted: list[Entry] = []
         for channel in CHANNELS:
             entries = list(self.log.merged([channel], 0))
-            total += sum(one.size for one in entries)
+            ring = self.log.find(channel)
+            if ring is not None and (ring.ended or ring.limit < KEEP_ALL):
+                counted += entries
+                total += sum(one.size for one in entries)
             expected = self.after([channel], 0)
             assert seqs(entries) == expected[len(expected) - len(entries) :]
             assert all(one.frame.endswith(f"\ndata: {self.published[one.seq - 1].data}\n\n".encode()) for one in entries)
             assert [one.prev for one in entries[1:]] == seqs(entries[:-1])
             assert len(entries) <= self.limits[channel]
         assert self.log.size == total
-        assert total <= self.bytes or len(kept(self.log, *CHANNELS)) == 1
+        assert total <= self.bytes or len(counted) == 1
+        for channel, since in self.whole.items():
+            assert kept(self.log, channel, after=since - 1) == self.after([channel], since - 1)
 
     @invariant()
     def the_floor_is_where_it_must_be(self) -> None:
@@ -760,13 +928,25 @@ def test_any_mix() -> None:
 def act(machine: LogMachine, chance: random.Random) -> None:
     """One thing happens, by chance."""
     asked = tuple(chance.sample(CHANNELS, chance.randint(1, 3)))
-    rules = ["publish", "publish_with_a_limit", "wait", "subscribe", "reconnect", "reconnect_with_an_own_id", "read", "leave"]
-    match chance.choices(rules, weights=[10, 1, 2, 1, 4, 4, 6, 2])[0]:
+    rules = {
+        "publish": 10,
+        "publish_with_a_limit": 1,
+        "publish_to_keep_all": 1,
+        "wait": 2,
+        "subscribe": 1,
+        "reconnect": 4,
+        "reconnect_with_an_own_id": 4,
+        "read": 6,
+        "leave": 2,
+    }
+    match chance.choices(list(rules), weights=list(rules.values()))[0]:
         case "publish":
             kind = chance.choice(["plain", "own", "end"])
             machine.publish(channel=chance.choice(CHANNELS), size=chance.choice([0, 1, 50, 200, 700]), kind=kind)
         case "publish_with_a_limit":
             machine.publish_with_a_limit(channel=chance.choice(CHANNELS), limit=chance.randint(1, 8))
+        case "publish_to_keep_all":
+            machine.publish_to_keep_all(channel=chance.choice(CHANNELS), size=chance.choice([0, 200]))
         case "wait":
             machine.wait(seconds=chance.choice([0.5, 3.0, 11.0]), expires=chance.random() < 0.5)
         case "subscribe":

@@ -250,7 +250,7 @@ class TestRun:
 
     @pytest.mark.parametrize("when", ["at the end", "when due", "caught"])
     def test_bytes_of_text_that_waits(self, make_worker: MakeWorker, when: str) -> None:
-        """It fails too if what is too much waits to be joined, or its generator goes on all the same: nothing is lost in silence."""
+        """It fails too if what is too much waits to be joined, or its generator goes on all the same: nothing is lost silently."""
         worker = make_worker(SSE_RUN_BYTES=2048)
         coalesce = {"at the end": 60.0, "when due": 0.05, "caught": None}[when]
 

@@ -1,11 +1,27 @@
 import { Connection } from "./connection.js";
-import { Refused, streamEvents } from "./event-stream.js";
+import { Refused } from "./event-stream.js";
+import { postJson } from "./post.js";
+import { resumeEvents } from "./resume.js";
 
 const element = (id) => document.getElementById(id);
 const connection = new Connection();
 const messages = element("messages");
-const conversation = [];
+const STORE = "sseflask-chat";
+const KEPT_TURNS = 20;
+const REASONS = {
+  cancelled: "Stopped.",
+  run_gone: "The server doesn't have this answer any more.",
+  abandoned: "Nobody read it, so the model has stopped.",
+};
+// The conversation, which outlives a reload of the page: { question, answer, state, meta }; one that is being answered also has the
+// id of its stream's beginning, `start`.
+let turns = JSON.parse(sessionStorage.getItem(STORE) ?? "[]");
 let running = null;
+
+function save() {
+  turns = turns.slice(-KEPT_TURNS);
+  sessionStorage.setItem(STORE, JSON.stringify(turns));
+}
 
 function addMessage(role, text = "") {
   const item = document.createElement("div");
@@ -40,69 +56,107 @@ function finish(item, state, text) {
   messages.scrollTop = messages.scrollHeight;
 }
 
-async function ask(question) {
-  running = new AbortController();
+function show(turn) {
+  addMessage("user", turn.question);
+  const item = addMessage("assistant", turn.state === "speaking" ? "" : turn.answer);
+  if (turn.state === "speaking") item.dataset.state = "speaking";
+  else finish(item, turn.state, turn.meta);
+  return item;
+}
+
+// What has been said, and the question. What wasn't answered isn't part of it: no question must follow another.
+function conversation(turn) {
+  const said = turns.filter(({ answer }) => answer).slice(-10);
+  return [
+    ...said.flatMap(({ question, answer }) => [{ role: "user", content: question }, { role: "assistant", content: answer }]),
+    { role: "user", content: turn.question },
+  ];
+}
+
+function ask(question) {
+  const turn = { question, answer: "", state: "speaking", meta: "", start: "" };
+  const body = JSON.stringify({ messages: conversation(turn) });
+  turns.push(turn);
+  save();
+  hear(turn, show(turn), body);
+}
+
+// Reads a turn's answer from its beginning, be it new or under way.
+async function hear(turn, item, body) {
+  const aborting = new AbortController();
+  running = { turn, aborting, stopping: false };
   toggle();
-  addMessage("user", question);
-  conversation.push({ role: "user", content: question });
-  const item = addMessage("assistant");
-  item.dataset.state = "speaking";
   messages.setAttribute("aria-busy", "true");
   connection.state = "connecting";
-
-  let answer = "";
-  let ended = false;
+  turn.answer = "";
+  const conclude = (state, meta) => Object.assign(turn, { state, meta });
   const handlers = {
-    start({ model }) {
-      element("model").textContent = model;
+    "stream-open"(_, id) {
+      // Again at each reconnection, with the position that it goes on from.
+      if (turn.start) return;
+      turn.start = id;
+      save();
+      if (running.stopping) stop();
     },
-    content({ text }) {
-      answer += text;
+    content(text) {
+      turn.answer += text;
       addToken(item, text);
     },
-    complete({ result }) {
-      ended = true;
-      finish(item, "complete", `${result.tokens} tokens in ${result.seconds.toFixed(1)} s`);
+    complete(data) {
+      const { result } = JSON.parse(data);
+      conclude("complete", `${result.tokens} tokens in ${result.seconds.toFixed(1)} s`);
     },
-    error({ error, error_type }) {
-      ended = true;
-      finish(item, "failed", `${error} (${error_type})`);
+    error(data) {
+      const { error, error_type } = JSON.parse(data);
+      conclude("failed", `${error} (${error_type})`);
+    },
+    "stream-end"(data) {
+      const { reason } = JSON.parse(data);
+      // Who was away when it was stopped finds it gone.
+      if (reason === "cancelled" || running.stopping) conclude("stopped", REASONS.cancelled);
+      else conclude("failed", REASONS[reason] ?? "The answer has ended.");
+    },
+  };
+  const options = { method: "POST", signal: aborting.signal, headers: { "Content-Type": "application/json" }, body };
+  const states = {
+    from: turn.start,
+    opened: () => {
+      connection.state = "open";
+    },
+    lost: () => {
+      connection.state = "reconnecting";
     },
   };
   try {
-    const options = {
-      method: "POST",
-      signal: running.signal,
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ messages: conversation.slice(-21) }),
-    };
-    const opened = () => {
-      connection.state = "open";
-    };
-    for await (const { event, data } of streamEvents(messages.dataset.url, options, opened)) handlers[event]?.(JSON.parse(data));
+    for await (const { event, data, id } of resumeEvents(messages.dataset.url, options, states)) handlers[event]?.(data, id);
     connection.state = "closed";
-    if (!ended) finish(item, "failed", "The connection was lost in the middle of the answer.");
   } catch (error) {
-    if (error.name === "AbortError") {
-      connection.state = "closed";
-      finish(item, "stopped", "Stopped.");
-    } else {
-      connection.state = "failed";
-      finish(item, "failed", error instanceof Refused ? `${error.message} (${error.status})` : "The connection was lost.");
-    }
+    connection.state = error.name === "AbortError" ? "closed" : "failed";
+    if (error.name === "AbortError") conclude("stopped", "Stopped.");
+    else conclude("failed", error instanceof Refused ? `${error.message} (${error.status})` : "The connection was lost.");
   }
+  finish(item, turn.state, turn.meta);
   messages.removeAttribute("aria-busy");
-  // What wasn't answered isn't part of the conversation: the next question must not follow another one.
-  if (answer) conversation.push({ role: "assistant", content: answer });
-  else conversation.pop();
   running = null;
+  save();
   toggle();
   element("prompt").focus();
+}
+
+async function stop() {
+  running.stopping = true;
+  element("stop").disabled = true;
+  const { turn, aborting } = running;
+  // Without an id there is nothing yet to name it by: then when it comes.
+  if (!turn.start) return;
+  // Where the server can't be reached it learns in its own time that nobody reads.
+  await postJson(messages.dataset.stop, { run: turn.start }).catch(() => aborting.abort());
 }
 
 function toggle() {
   element("send").disabled = running !== null;
   element("stop").disabled = running === null;
+  element("anew").disabled = running !== null || turns.length === 0;
   for (const chip of element("suggestions").children) chip.disabled = running !== null;
 }
 
@@ -124,6 +178,22 @@ element("prompt").addEventListener("keydown", (event) => {
     send();
   }
 });
-element("stop").addEventListener("click", () => running?.abort());
+element("stop").addEventListener("click", stop);
+element("anew").addEventListener("click", () => {
+  turns = [];
+  save();
+  messages.replaceChildren();
+  toggle();
+  element("prompt").focus();
+});
 for (const chip of element("suggestions").children) chip.addEventListener("click", () => ask(chip.textContent));
+
+// What was said before this page was loaded again.
+for (const turn of turns) {
+  if (turn.state === "speaking" && !turn.start) {
+    Object.assign(turn, { state: "failed", meta: "The page was left before the answer began." });
+  }
+  const item = show(turn);
+  if (turn.state === "speaking") hear(turn, item, "{}");
+}
 toggle(); // The buttons are disabled until somebody listens to them.

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from sseflask.emitter import Channel, EventEmitter, Subscriber
 from sseflask.event import ServerSentEvent
 from sseflask.log import ChannelLog, EventId, Log
+from sseflask.tally import Latency, Tallies
 
 from .tasks import TaskChange, TaskStore
 
@@ -21,12 +22,21 @@ WAITING_EVENTS: Final = 16
 WAITING_DELIVERIES: Final = 4000
 
 
+#: Streams that are looked at before others have their turn.
+COUNTED_AT_ONCE: Final = 1000
+
 #: Has a function called about once a second with the monotonic second, until it returns False.
 Keep = Callable[[Callable[[float], bool]], None]
 
 
 class Waker(Protocol):
-    """Tells a process's streams that there is something to send. Called from any native thread or greenlet."""
+    """Tells a process's streams that there is something to send. Called from any native thread or greenlet.
+
+    Attributes:
+        latency: How long events took to their streams.
+    """
+
+    latency: Latency
 
     def wake(self, channel: Channel) -> None:
         """The channel has new entries."""
@@ -64,6 +74,9 @@ class Broker(abc.ABC):
         log: What they read.
         waker: Tells streams of new entries.
         published: Events published by this process.
+        tallies: What the channels of each pattern count; None where no patterns are set.
+        outages: How often the events of other processes could not be followed any more.
+        reconnects: How often they could be followed again.
         tasks: The records of tasks.
         is_shared: Whether other processes may publish through it too.
     """
@@ -83,6 +96,9 @@ class Broker(abc.ABC):
         self.waker = waker
         self.emitter = EventEmitter(log.names)
         self.published = 0
+        self.tallies: Tallies | None = None
+        self.outages = 0
+        self.reconnects = 0
         self._keep: Keep = keep
         self._is_kept = False
 
@@ -120,6 +136,11 @@ class Broker(abc.ABC):
             TaskEnded: The task has ended, or isn't known; nothing was published.
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
         """
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the events of other processes can be followed, as far as is known without asking."""
+        return True
 
     def problem(self) -> str | None:
         """Why nothing can be published or followed now; None if it can. It may take as long as a publish."""
@@ -191,6 +212,30 @@ class Broker(abc.ABC):
             self.log.expire(now)
             self._is_kept = not self.log.is_idle
             return self._is_kept
+
+    def count_by_pattern(self) -> dict[str, dict[str, int]]:
+        """`subscriptions`, `published` and `delivered` of each pattern in this process; empty where no patterns are set."""
+        tallies = self.tallies
+        if tallies is None:
+            return {}
+        with self.emitter.lock:
+            found = {
+                pattern: {"subscriptions": 0, "published": tally.published, "delivered": tally.delivered}
+                for pattern, tally in tallies.patterns.items()
+            }
+            channels = self.emitter.subscribers()
+        read = 0
+        for name, subscribers in channels:
+            read += 1
+            counted = found[tallies[name].pattern]
+            counted["subscriptions"] += len(subscribers)
+            for subscriber in subscribers:
+                counted["delivered"] += subscriber.delivered
+                read += 1
+                if not read % COUNTED_AT_ONCE:
+                    # More than 0: under gevent, 0 would come back before sockets and timers have had their turn.
+                    time.sleep(1e-9)
+        return found
 
     def _tell(self, found: Channel | None) -> None:
         """Tells who listens to a channel that it has a new entry; outside the lock."""

@@ -42,7 +42,8 @@ class MemoryBroker(Broker):
         """
         log = Log(secrets.token_hex(6), history=history, history_seconds=history_seconds, history_bytes=history_bytes)
         super().__init__(log, waker, keep)
-        self.tasks: MemoryTasks = MemoryTasks(self.emitter.lock, seconds=history_seconds)
+        self._records = MemoryTasks(self.emitter.lock, seconds=history_seconds)
+        self.tasks = self._records
         self._tokens: collections.OrderedDict[str, tuple[float, str]] = collections.OrderedDict()
 
     def publish(
@@ -62,15 +63,17 @@ class MemoryBroker(Broker):
         with self.emitter.lock:
             if token is not None and (known := self._known(token, now)) is not None:
                 return known
-            if task is not None and ((state := self.tasks.state_of(task.id)) is None or state.is_final):
+            if task is not None and ((state := self._records.state_of(task.id)) is None or state.is_final):
                 raise TaskEnded(task.id, state)
             entry = self.log.append(channel, body, now=now, name=event.event, user_id=user_id, is_end=is_end, history=history)
             if task is not None:
-                self.tasks.change(task, entry.seq, body)
+                self._records.change(task, entry.seq, body)
             event_id = f"{self.log.epoch}-{entry.seq}" if user_id is None else user_id
             if token is not None:
                 self._tokens[token] = (now, event_id)
             self.published += 1
+            if self.tallies is not None:
+                self.tallies[channel].published += 1
             found = self.emitter.find(channel)
             if found is not None and found.listeners:
                 self.emitter.enqueue(channel, lambda: dataclasses.replace(event, id=event_id))
@@ -82,7 +85,7 @@ class MemoryBroker(Broker):
         with self.emitter.lock:
             self._forget_tokens(now)
             for channel in self.log.silent(now - REMEMBERED_SECONDS):
-                if not self.tasks.is_worked_on(channel, now):
+                if not self._records.is_worked_on(channel, now):
                     self.log.give_up(channel)
         # A token is forgotten with the next one, if nothing else is left to see to.
         return super().expire(now)

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sseflask import native
 from sseflask.errors import BrokerUnavailable
@@ -29,6 +29,8 @@ from .tasks import TaskStore
 STREAM_MARGIN: Final = 30
 #: Channels that are read at one moment; of more, each so many are read at a moment of their own, which their readings tell.
 READ_CHANNELS: Final = 500
+#: Entries of a channel that are read by one script: a long run is read by several.
+READ_ENTRIES: Final = 2000
 #: Seconds before a call is tried again, at first and at the most; each time up to twice as long.
 FIRST_DELAY: Final = 0.01
 LONGEST_DELAY: Final = 0.5
@@ -139,24 +141,57 @@ class RedisStore:
                 pool.close()
 
     def _read(self, after: Mapping[str, int | None]) -> dict[str, Reading]:
-        epoch, seq, floor, now_ms, states, entries = self._run(
-            redis_script.READ,
-            (*self._log_keys, *(self._streams + channel for channel in after)),
-            [part for channel, number in after.items() for part in (channel, "" if number is None else number)],
-        )
-        life, head, now_ms, now = epoch.decode(), int(seq), int(now_ms), time.monotonic()
+        life, head, floor, now_ms, states, stored = self._read_some({channel: (number, "") for channel, number in after.items()})
+        now = time.monotonic()
+        lasts = {channel: state[0] for channel, state in states.items() if state}
+        # A long stream in several scripts, not to keep all others waiting, as it was at the moment of the first.
+        while more := {
+            channel: (entries[-1][0], lasts[channel])
+            for channel, entries in stored.items()
+            if len(entries) % READ_ENTRIES == 0 and entries and entries[-1][0] < lasts[channel]
+        }:
+            another, *_, following = self._read_some(more)
+            if another != life:
+                return self._read(after)
+            for channel, entries in following.items():
+                if not entries:
+                    # Gone meanwhile, with all that came before.
+                    stored[channel] = []
+                stored[channel] += entries
         found = {}
-        for channel, state, stored in zip(after, states, entries, strict=True):
-            last, is_end, kept = (int(number) for number in state.split()) if state else (int(floor), 0, 0)
+        for channel, state in states.items():
+            last, is_end, kept = state or (floor, 0, 0)
             found[channel] = Reading(
                 epoch=life,
                 seq=head,
                 last=last,
                 ended=bool(is_end),
                 limit=kept or self._history,
-                entries=redis_script.chained(life, channel, last, stored, now_ms, now),
+                entries=redis_script.chained(life, channel, last, stored[channel], now_ms, now),
             )
         return found
+
+    def _read_some(self, asked: Mapping[str, tuple[int | None, int | str]]) -> _Some:
+        """Reads streams after some numbers, up to others, `READ_ENTRIES` of each at the most."""
+        epoch, seq, floor, now_ms, states, entries = self._run(
+            redis_script.READ,
+            (*self._log_keys, *(self._streams + channel for channel in asked)),
+            (
+                READ_ENTRIES,
+                *(part for channel, (after, last) in asked.items() for part in (channel, "" if after is None else after, last)),
+            ),
+        )
+        return _Some(
+            epoch.decode(),
+            int(seq),
+            int(floor),
+            int(now_ms),
+            {
+                channel: tuple(int(number) for number in state.split()) if state else ()
+                for channel, state in zip(asked, states, strict=True)
+            },
+            {channel: redis_script.stored(joined) for channel, joined in zip(asked, entries, strict=True)},
+        )
 
     def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any], *, knows_life: bool = True) -> Any:
         """Runs a script, again and again while the server can't be reached and there is time.
@@ -225,6 +260,26 @@ class RedisStore:
                 self._pools.pop(other, None)
             pool = self._pools.setdefault(key, Pool(self._endpoint))
         return pool
+
+
+class _Some(NamedTuple):
+    """What one script has read.
+
+    Attributes:
+        epoch: The log's.
+        seq: Where it stands.
+        floor: Its floor.
+        now_ms: Redis's milliseconds.
+        states: By channel its last number, whether that was an end, and what it keeps; nothing for one that isn't known.
+        entries: By channel what was read of its stream.
+    """
+
+    epoch: str
+    seq: int
+    floor: int
+    now_ms: int
+    states: dict[str, tuple[int, ...]]
+    entries: dict[str, list[tuple[int, int, int, bytes]]]
 
 
 class _Attempt:

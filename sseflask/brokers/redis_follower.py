@@ -262,7 +262,7 @@ class RedisFollower:
             told = error
         else:
             if not isinstance(error, RedisError | OSError):
-                log.error("what Redis said can't be told", exc_info=error)
+                log.error("what Redis said can't be told", exc_info=error, extra={"sse_broker": self._endpoint.address.url})
             told = self._endpoint.failed(error)
         with self._lock:
             is_news = self._was_following and bool(self._wanted)
@@ -274,7 +274,7 @@ class RedisFollower:
             try:
                 self._feed.interrupted(told)
             except BaseException:
-                log.exception("the loss of Redis can't be told")
+                log.exception("the loss of Redis can't be told", extra={"sse_broker": self._endpoint.address.url})
 
     def _pause(self, seconds: float) -> None:
         """Waits so long, or until it is closed."""

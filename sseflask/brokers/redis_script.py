@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from sseflask.log import KEEP_ALL, Entry
 
@@ -42,6 +42,8 @@ _HISTORY: Final = struct.Struct(">I")
 _LIVE: Final = struct.Struct(">12sQQ")
 #: Epoch, seq.
 _LIFE: Final = struct.Struct(">12sQ")
+#: What stands before each packed entry that is read: seq, prev, Redis's milliseconds, bytes.
+_STORED: Final = struct.Struct(">QQQI")
 #: What stands before the packed entry of a part.
 _SEQ: Final = struct.Struct(">Q")
 
@@ -89,23 +91,18 @@ end
 """
 )
 
-_FINAL_TABLE: Final = f"""
-local final = {{{", ".join(f"{state} = true" for state in TaskState if state.is_final)}}}
+_FINAL_FUNCTION: Final = f"""
+local function is_final(state) return {" or ".join(f"state == '{state}'" for state in TaskState if state.is_final)} end
 """
 
 # KEYS, where it is called: the second is `channels`.
-_TASK_FUNCTIONS: Final = (
-    _FINAL_TABLE
-    + f"""
-local keep_all, remembered_seconds = '{KEEP_ALL}', '{REMEMBERED_SECONDS}'
-
+_KEEPS_ALL_FUNCTION: Final = f"""
 local function keeps_all(channel)
   local found = redis.call('HGET', KEYS[2], channel)
   local is_end, kept = string.match(found or '', '^%d+ (%d) (%d+)$')
-  return kept == keep_all and is_end == '0'
+  return kept == '{KEEP_ALL}' and is_end == '0'
 end
 """
-)
 
 # Each beat is another number, however soon it follows, and whatever becomes of the clock.
 _BEAT_FUNCTION: Final = (
@@ -128,16 +125,18 @@ end
 # comes before PUBLISH, so that whatever was heard of can't be stored again. Channels go out of date in the order of their last
 # entries, so if one has no stream, nor do those before it: two at a time are forgotten, as one comes. Only those that keep all and
 # haven't ended may have one for longer; where one is met it is put at the end of the line.
+# Functions, made anew with each run, are made only where they are needed.
 PUBLISH: Final = Script(
     _LIFE_FUNCTION
-    + _TASK_FUNCTIONS
     + """
 local known = redis.call('GET', KEYS[5])
 if known then return {known, 0} end
 if #KEYS > 5 then
+"""
+    + _FINAL_FUNCTION
+    + """
   local state = redis.call('HGET', KEYS[6], 'state')
-  if not state then return {'', 0, ''} end
-  if final[state] then return {'', 0, state} end
+  if not state or is_final(state) then return {'', 0, state or ''} end
 end
 local epoch, seq, floor = life()
 local channel = ARGV[5]
@@ -159,9 +158,16 @@ if type(added) == 'table' and added.err and string.find(added.err, 'equal or sma
   added = add()
 end
 if type(added) == 'table' and added.err then return added end
-redis.call('EXPIRE', KEYS[4], limit == keep_all and ARGV[9] == '0' and remembered_seconds or ARGV[12])
+redis.call('EXPIRE', KEYS[4], limit == '"""
+    + str(KEEP_ALL)
+    + """' and ARGV[9] == '0' and '"""
+    + str(REMEMBERED_SECONDS)
+    + """' or ARGV[12])
 redis.call('HSET', KEYS[1], 'seq', number)
 if #KEYS > 5 then
+  local remembered_seconds = '"""
+    + str(REMEMBERED_SECONDS)
+    + """'
   if ARGV[16] ~= '' then redis.call('HSET', KEYS[7], string.sub(ARGV[16], 2), struct.pack('>I8', seq + 1) .. ARGV[7]) end
   if ARGV[17] ~= '' then redis.call('HSET', KEYS[6], 'state', ARGV[17]) end
   if ARGV[18] == '1' then redis.call('ZREM', KEYS[8], ARGV[15]) end
@@ -176,6 +182,9 @@ redis.call('SET', KEYS[5], id, 'EX', """
     + str(TOKEN_SECONDS)
     + """)
 if not found then
+"""
+    + _KEEPS_ALL_FUNCTION
+    + """
   local remembered = tonumber(ARGV[13])
   local spare = 0
   for _, name in ipairs(redis.call('ZRANGE', KEYS[3], remembered, remembered + 1)) do
@@ -207,18 +216,26 @@ return {id, 1}
 """
 )
 
-# KEYS, besides: the streams. ARGV, besides: for each its channel and the number after which it is read, "" for no entries.
+# KEYS, besides: the streams. ARGV, besides: how many entries of each at the most, then for each its channel, the number after which
+# it is read, "" for no entries, and the last that is wanted, "" for all. What is found of each is joined: an array takes a client
+# several times as long to read.
 READ: Final = Script(
     _LIFE_FUNCTION
     + """
 local epoch, seq, floor = life()
 local states, entries = {}, {}
 for i = 1, #KEYS - 3 do
-  local found, after = redis.call('HGET', KEYS[2], ARGV[3 + 2 * i]), ARGV[4 + 2 * i]
-  states[i], entries[i] = found, {}
+  local channel, after, last = ARGV[3 + 3 * i], ARGV[4 + 3 * i], ARGV[5 + 3 * i]
+  local found, joined = redis.call('HGET', KEYS[2], channel), {}
   if found and after ~= '' and tonumber(string.match(found, '^%d+')) > tonumber(after) then
-    entries[i] = redis.call('XRANGE', KEYS[3 + i], '(' .. after .. '-0', '+')
+    local upto = last == '' and '+' or last .. '-0'
+    for j, one in ipairs(redis.call('XRANGE', KEYS[3 + i], '(' .. after .. '-0', upto, 'COUNT', ARGV[5])) do
+      local fields = one[2]
+      local number = tonumber(string.match(one[1], '^%d+'))
+      joined[j] = struct.pack('>I8I8I8I4', number, tonumber(fields[2]), tonumber(fields[4]), #fields[6]) .. fields[6]
+    end
   end
+  states[i], entries[i] = found, table.concat(joined)
 end
 return {epoch, text(seq), text(floor), text(milliseconds()), states, entries}
 """
@@ -289,7 +306,8 @@ return {
 # KEYS: the unfinished tasks, channels, then each task and its parts. ARGV: the streams' prefix, then the tasks' ids. A run that is
 # silent for long keeps its stream too.
 RENEW: Final = Script(
-    _TASK_FUNCTIONS
+    _FINAL_FUNCTION
+    + _KEEPS_ALL_FUNCTION
     + _BEAT_FUNCTION
     + """
 local leases = {}
@@ -301,7 +319,7 @@ for i = 2, #ARGV do
     redis.call('HSET', task, 'state', 'running')
   end
   leases[i - 1] = found[1] and {found[1], found[2]} or 0
-  if found[1] and not final[found[1]] then
+  if found[1] and not is_final(found[1]) then
     redis.call('EXPIRE', task, remembered_seconds)
     redis.call('EXPIRE', parts, remembered_seconds)
     beat(KEYS[1], ARGV[i])
@@ -327,10 +345,10 @@ return redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
 
 # KEYS: the task.
 CANCEL: Final = Script(
-    _FINAL_TABLE
+    _FINAL_FUNCTION
     + """
 local state = redis.call('HGET', KEYS[1], 'state')
-if state and not final[state] then redis.call('HSET', KEYS[1], 'cancel', '1') end
+if state and not is_final(state) then redis.call('HSET', KEYS[1], 'cancel', '1') end
 return state
 """
 )
@@ -399,24 +417,36 @@ def new_life(message: bytes) -> tuple[str, int]:
     return epoch.decode(), seq
 
 
-def chained(epoch: str, channel: str, last: int, found: Sequence[Any], now_ms: int, now: float) -> list[Entry]:
+def stored(joined: bytes) -> list[tuple[int, int, int, bytes]]:
+    """What was read of a stream: for each entry its number, the one before it, Redis's milliseconds and what was `packed`."""
+    found = []
+    offset = 0
+    while offset < len(joined):
+        seq, prev, milliseconds, size = _STORED.unpack_from(joined, offset)
+        offset += _STORED.size
+        found.append((seq, prev, milliseconds, joined[offset : offset + size]))
+        offset += size
+    return found
+
+
+def chained(
+    epoch: str, channel: str, last: int, found: Sequence[tuple[int, int, int, bytes]], now_ms: int, now: float
+) -> list[Entry]:
     """The entries of a stream that are an unbroken chain up to its channel's last.
 
     Args:
         epoch: The life whose ids they get.
         channel: The channel's name.
         last: The number of its last entry.
-        found: What XRANGE gave.
+        found: What was `stored`.
         now_ms: Redis's milliseconds at that moment.
         now: This process's second.
     """
     chain: list[Entry] = []
-    for stream_id, fields in reversed(found):
-        seq = int(stream_id.partition(b"-")[0])
+    for seq, prev, milliseconds, blob in reversed(found):
         if seq != last:
             # An entry between was deleted, or this one is of a life that didn't end in this one.
             break
-        prev, milliseconds, blob = int(fields[1]), int(fields[3]), fields[5]
         chain.append(entry(epoch, seq, prev, channel, blob, now - max(now_ms - milliseconds, 0) / 1000))
         last = prev
     chain.reverse()

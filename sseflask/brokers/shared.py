@@ -79,6 +79,7 @@ class SharedBroker(Broker):
         # Whom to wake, and channels of which entries are missing: what `tell` has to see to.
         self._told: dict[Channel, None] = {}
         self._holes: set[str] = set()
+        self._have_listeners_waited = False
         self._must_renew = False
         self._renewing = threading.Lock()
         self._housekeeper: threading.Thread | None = None
@@ -124,6 +125,8 @@ class SharedBroker(Broker):
             raise TaskEnded(task.id, TaskState(stored.refused) if stored.refused else None)
         if stored.is_new:
             self.published += 1
+            if self.tallies is not None:
+                self.tallies[channel].published += 1
         self._follower.catch_up()
         found = self.emitter.find(channel)
         if found is not None and found.subscribers:
@@ -140,6 +143,11 @@ class SharedBroker(Broker):
                 return self.log.position
         self._advance(self.store.head())
         return self.log.position
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the store can be followed, as far as is known without asking it."""
+        return self._trouble is None
 
     def problem(self) -> str | None:
         """Why the store can't be used now; None if it can."""
@@ -237,12 +245,14 @@ class SharedBroker(Broker):
                 self._make_whole()
             except BrokerUnavailable as error:
                 # Left to the broker's own thread, which tries again.
-                log.warning("entries are missing, and can't be read now: %s", error)
+                log.warning("entries are missing, and can't be read now: %s", error, extra={"sse_broker": self.store.url})
 
     def interrupted(self, error: Exception) -> None:
         """Remembers why the store can't be followed; streams stay open."""
+        if self._trouble is None:
+            self.outages += 1
         self._trouble = error
-        log.warning("the broker can't be followed, streams wait: %s", error)
+        log.warning("the broker can't be followed, streams wait: %s", error, extra={"sse_broker": self.store.url})
 
     def resumed(self, head: Head) -> None:
         """Reads what was stored while the store couldn't be followed.
@@ -256,7 +266,8 @@ class SharedBroker(Broker):
         self._make_whole()
         if self._trouble is not None:
             self._trouble = None
-            log.info("the broker can be followed again")
+            self.reconnects += 1
+            log.info("the broker can be followed again", extra={"sse_broker": self.store.url})
 
     # The rest is its own.
 
@@ -458,7 +469,8 @@ class SharedBroker(Broker):
                     self._let_begin_anew(name, old)
                 told, self._told = self._told, {}
         if old:
-            log.warning("the broker's log has begun another life: clients that come from the last one are told by a reset")
+            text = "the broker's log has begun another life: clients that come from the last one are told by a reset"
+            log.warning(text, extra={"sse_broker": self.store.url, "sse_epoch": head.epoch})
         self._tell_all(told)
 
     def _is_used(self, name: str) -> bool:
@@ -475,7 +487,12 @@ class SharedBroker(Broker):
         try:
             self._fetch(names, whole=False)
         except BrokerUnavailable as error:
-            log.warning("listeners wait: %s", error)
+            # Tried again each second.
+            if not self._have_listeners_waited:
+                self._have_listeners_waited = True
+                log.warning("listeners wait: %s", error, extra={"sse_broker": self.store.url})
+        else:
+            self._have_listeners_waited = False
         self._keep_house()
 
     # Its own thread, for what waits.
@@ -501,7 +518,7 @@ class SharedBroker(Broker):
                 continue
             except BaseException:
                 # A listener may raise what ends a greenlet: this one goes on.
-                log.exception("the broker's own thread failed")
+                log.exception("the broker's own thread failed", extra={"sse_broker": self.store.url})
 
     def _unlisten(self, now: float) -> None:
         """Follows the channels no more that nobody has come back to."""

@@ -250,10 +250,10 @@ class SQLiteStore:
         gone: dict[str, int] = {}
         is_done = len(rows) < PRUNE_ROWS
         for seq, channel, created, keeps_all in rows:
+            if created >= oldest:
+                is_done = True
+                break
             if not keeps_all:
-                if created >= oldest:
-                    is_done = True
-                    break
                 gone[channel] = gone.get(channel, 0) + 1
             passed = seq
         # The oldest of all are the oldest of their channels.
@@ -304,13 +304,13 @@ class SQLiteStore:
             surplus += self._bytes // SLACK
         left = PRUNE_ROWS
         for channel, entries, size in rows:
-            if surplus <= 0:
+            if surplus <= 0 or left <= 0:
                 break
-            if left <= 0:
-                return False
             count = min(entries, left, entries * surplus // size + 1)
             surplus -= self._drop(db, channel, count)
             left -= count
+        if surplus > 0 and left <= 0:
+            return False
         self._unsummed = 0
         return True
 

@@ -198,7 +198,7 @@ class _Following:
                 self._tell(is_asked=False)
             except BaseException:
                 # A listener may raise what ends a greenlet: the follower goes on.
-                log.exception("what follows %s failed", self._connection.path)
+                log.exception("what follows %s failed", self._connection.path, extra={"sse_broker": str(self._connection.path)})
 
     def _tell(self, *, is_asked: bool) -> None:
         """Reads and tells what is new; asked for, even if the file says that nothing is."""

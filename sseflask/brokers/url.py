@@ -7,6 +7,7 @@ from typing import Final
 
 from sseflask.config import Settings, redacted
 from sseflask.errors import InvalidSetting
+from sseflask.tally import Tallies
 
 from .base import Broker, Keep, Waker
 from .memory import MemoryBroker
@@ -30,6 +31,13 @@ def make_broker(settings: Settings, url: str, waker: Waker, keep: Keep) -> Broke
     Raises:
         InvalidSetting: The URL has an argument that it can't have, or its store needs what isn't installed.
     """
+    broker = _make_broker(settings, url, waker, keep)
+    if settings.metrics_channels:
+        broker.tallies = Tallies(settings.metrics_channels)
+    return broker
+
+
+def _make_broker(settings: Settings, url: str, waker: Waker, keep: Keep) -> Broker:
     bounds = {
         "history": settings.history,
         "history_seconds": settings.history_seconds,

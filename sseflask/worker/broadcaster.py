@@ -13,6 +13,7 @@ import gevent.event
 
 from sseflask import native
 from sseflask.emitter import Channel, Subscriber
+from sseflask.tally import Latency
 
 log = logging.getLogger("sseflask.worker")
 
@@ -25,10 +26,15 @@ TURN_SECONDS: Final = 1e-9
 
 
 class Broadcaster:
-    """The waker of a `StreamWorker`: all its streams live in the hub's native thread."""
+    """The waker of a `StreamWorker`: all its streams live in the hub's native thread.
+
+    Attributes:
+        latency: How long events took to their streams.
+    """
 
     def __init__(self) -> None:
         hub = gevent.get_hub()
+        self.latency = Latency()
         self._hub = hub
         self._home = native.thread_id()
         # In the order in which they were published to. Other native threads add to it.
@@ -64,6 +70,8 @@ class Broadcaster:
         if subscriber.pump(time.monotonic()):
             self._behind.append(subscriber)
             self._called.set()
+        if self.latency.taken and not self._is_sending:
+            self.latency.written(time.monotonic())
 
     def defer(self, call: Callable[[], object]) -> bool:
         """Does nothing: under `StreamWorker` what may wait has a greenlet of its own."""
@@ -119,9 +127,11 @@ class Broadcaster:
                             self._behind.append(subscriber)
                     except BaseException:
                         # Whatever went wrong with one stream, the others go on.
-                        log.exception("a stream failed to send")
+                        log.exception("a stream failed to send", extra=subscriber.log_extra)
                     if time.monotonic() - since > SLICE_SECONDS:
                         # A whole turn of the loop: sleep(0) would come back up to 50 times before sockets and timers have theirs.
                         gevent.sleep(TURN_SECONDS)
                         since = time.monotonic()
+                if self.latency.taken:
+                    self.latency.written(time.monotonic())
             self._is_sending = False

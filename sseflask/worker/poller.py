@@ -32,6 +32,11 @@ _READ: Final = 1
 class Polled(Protocol):
     """Something with a socket in the set."""
 
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about it has beside its text."""
+        ...
+
     def ready(self, events: int) -> None:
         """The socket has these epoll events."""
 
@@ -76,7 +81,7 @@ class Poller:
                 try:
                     polled.ready(events)
                 except Exception:
-                    log.exception("a stream's socket failed")
+                    log.exception("a stream's socket failed", extra=polled.log_extra)
 
 
 class Lingering:
@@ -91,6 +96,11 @@ class Lingering:
         self._left = LINGER_BYTES
         self._timer = gevent.get_hub().loop.timer(LINGER_SECONDS)
         self._timer.start(self._close)
+
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """Its stream has gone."""
+        return {}
 
     def ready(self, events: int) -> None:
         """Reads what there is."""

@@ -56,6 +56,11 @@ class SocketSink:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, timeout_ms)
         poller.add(self._fd, self)
 
+    @property
+    def log_extra(self) -> dict[str, str]:
+        """What a log line about the socket has beside its text: that of its stream."""
+        return self._stream.log_extra
+
     def begin(self, head: bytes, frames: bytes) -> None:
         """Sends the response's head, and the frames that there are already."""
         self._send(head + self._framed(frames) if frames else head)

@@ -14,7 +14,7 @@ import gevent
 from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
-from sseflask import config, process
+from sseflask import config, ledger, process
 from sseflask.errors import InvalidSetting
 from sseflask.stream import call_all
 
@@ -24,6 +24,8 @@ from .collector import Collector
 from .handover import StreamApplication
 from .poller import Poller
 
+log = logging.getLogger("sseflask.worker")
+
 #: Seconds between two looks at whether the worker has been told to stop, and at whether its streams have ended.
 WATCH_SECONDS = 0.05
 #: The part of `SSE_DRAIN_SECONDS` over which the ends of streams are spread; the rest is for the last ones to finish.
@@ -32,6 +34,9 @@ SPREAD = 0.9
 LINGER_SECONDS = 0.5
 #: The part of gunicorn's `graceful_timeout` for which tasks and resumable runs go on; the rest is for their `finally`.
 WORK_ON: Final = 0.8
+
+#: Seconds between two times that a worker writes its numbers down for the others.
+NUMBERS_SECONDS: Final = 1.0
 
 #: Connections that are accepted in one turn of the loop; gevent's 100 keep it for a tenth of a second when thousands come back.
 ACCEPTS_PER_TURN: Final = 10
@@ -74,20 +79,19 @@ class StreamWorker(GeventWorker):
         if self._drain_seconds >= self.cfg.graceful_timeout:
             expected = f"below gunicorn's graceful_timeout, which is {self.cfg.graceful_timeout} s and kills what is left"
             raise InvalidSetting("SSE_DRAIN_SECONDS", self._drain_seconds, expected)
+        logger = logging.getLogger("sseflask")
+        if not logger.hasHandlers():
+            # An app that has set up no logging: our lines go where gunicorn's go.
+            logger.handlers = list(self.log.error_log.handlers)
+            logger.setLevel(self.log.error_log.level or logging.INFO)
         if self._directory is None and any(settings.broker_url == "auto" for settings in config.in_use):
             if self.cfg.workers > 1:
                 expected = (
                     f"a URL, such as sqlite:////var/lib/app/events.db: no file can be made for all workers: {self._no_directory}"
                 )
                 raise InvalidSetting("SSE_BROKER_URL", "auto", expected)
-            self.log.warning(
-                "Events stay in this worker, and a reload loses them: no file can be made for them: %s", self._no_directory
-            )
-        logger = logging.getLogger("sseflask")
-        if not logger.hasHandlers():
-            # An app that has set up no logging: our lines go where gunicorn's go.
-            logger.handlers = list(self.log.error_log.handlers)
-            logger.setLevel(self.log.error_log.level or logging.INFO)
+            text = "events stay in this worker, and a reload loses them: no file can be made for them: %s"
+            log.warning(text, self._no_directory, extra={"sse_problem": self._no_directory})
         self._drain_began: float | None = None
         application: Any = self.wsgi
         streams = StreamApplication(application, self._poller)
@@ -100,11 +104,13 @@ class StreamWorker(GeventWorker):
     def run(self) -> None:
         """Serves until the worker is told to stop, and until its streams have ended."""
         gevent.spawn(self._drain_when_told)
+        gevent.spawn(self._keep_numbers)
         # Each turn of the loop serves all connections that it accepts before it looks at anything else.
         StreamServer.max_accept = ACCEPTS_PER_TURN
         super().run()
         self._wait_for_streams()
         call_all(process.current().on_exit)
+        ledger.current().leave()
         # What is frozen outlives the modules that it needs at its own end, and Python would complain of that in the log.
         gc.unfreeze()
 
@@ -124,6 +130,16 @@ class StreamWorker(GeventWorker):
                 gevent.sleep(early)
             stream.drain()
 
+    def _keep_numbers(self) -> None:
+        while True:
+            try:
+                ledger.current().write()
+            except Exception:
+                logging.getLogger("sseflask.metrics").exception(
+                    "this worker's numbers can't be taken", extra={"sse_worker": self.pid}
+                )
+            gevent.sleep(NUMBERS_SECONDS)
+
     def _wait_for_streams(self) -> None:
         began = self._drain_began if self._drain_began is not None else time.monotonic()
         here = process.current()
@@ -141,4 +157,5 @@ class StreamWorker(GeventWorker):
             self.notify()
             gevent.sleep(WATCH_SECONDS)
         if streams:
-            self.log.warning("Worker leaves with %d streams whose generators didn't end in time (pid:%s)", len(streams), self.pid)
+            text = "the worker leaves with %d streams whose generators didn't end in time (pid:%s)"
+            log.warning(text, len(streams), self.pid, extra={"sse_streams": len(streams)})

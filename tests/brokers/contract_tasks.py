@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import pytest
 
-from sseflask.brokers import Broker
+from sseflask.brokers import Broker, SharedBroker
+from sseflask.brokers.store import Head
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, Lease, TaskChange, TaskRecord, TaskState
 from sseflask.errors import TaskEnded
-from sseflask.log import KEEP_ALL
+from sseflask.log import KEEP_ALL, Entry
 from tests.brokers.contract import HISTORY_SECONDS, Clock, InlineWaker, Reader, event, kept, parsed, resumed, run_together
 
 FINAL = (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)
@@ -256,31 +257,30 @@ class TaskContract:
         assert say(other, task_id, "first", part="progress", token="t") == first
         assert kept(one, "run") == ["first", "second", "over"]
 
-    def test_race(self, pair: tuple[Broker, Broker]) -> None:
+    @pytest.mark.parametrize("attempt", range(5))
+    def test_race(self, pair: tuple[Broker, Broker], attempt: int) -> None:
         """Of eight native threads that end a task at once one wins: its event is the last, and all others learn its state."""
-        for _ in range(5):
-            task_id = begun(pair[0])
-            channel = f"race {task_id}"
-            won: list[TaskState] = []
-            told: list[str | None] = []
+        task_id = begun(pair[0])
+        won: list[TaskState] = []
+        told: list[str | None] = []
 
-            def end(number: int, task_id: str = task_id, channel: str = channel) -> None:
-                state = FINAL[number % 3]
-                try:
-                    for count in range(20):
-                        say(pair[number % 2], task_id, f"{number} {count}", channel=channel, part=str(number))
-                    say(pair[number % 2], task_id, f"{number} over", channel=channel, state=state, part="end")
-                    won.append(state)
-                except TaskEnded as error:
-                    told.append(error.state)
+        def end(number: int) -> None:
+            state = FINAL[(number + attempt) % 3]
+            try:
+                for count in range(20):
+                    say(pair[number % 2], task_id, f"{number} {count}", part=str(number))
+                say(pair[number % 2], task_id, f"{number} over", state=state, part="end")
+                won.append(state)
+            except TaskEnded as error:
+                told.append(error.state)
 
-            run_together(end, 8)
-            record = found(pair[0], task_id)
-            assert won == [record.state] and told == [record.state] * 7
-            data = kept(pair[1], channel)
-            assert record.parts[-1].key == "end"
-            assert data[-1] == event_data(record.parts[-1].body) and str(data[-1]).endswith("over")
-            assert sum(str(one).endswith("over") for one in data) == 1
+        run_together(end, 8)
+        record = found(pair[0], task_id)
+        assert won == [record.state] and told == [record.state] * 7
+        data = kept(pair[1], "run")
+        assert record.parts[-1].key == "end"
+        assert data[-1] == event_data(record.parts[-1].body)
+        assert [str(one).endswith("over") for one in data] == [False] * (len(data) - 1) + [True]
 
     # For how long.
 
@@ -434,6 +434,66 @@ class TaskContract:
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Waits until both have heard of so much."""
         raise NotImplementedError
+
+
+class SharedTaskContract(TaskContract):
+    """What brokers of several processes promise besides."""
+
+    def test_keep_all_with_a_hole(self, open_pair: OpenPair, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a process missed of a run, however much, is read when it hears of what follows; it keeps all from then on too."""
+        one, other = open_pair(history=8)
+        assert isinstance(other, SharedBroker)
+        reader = Reader(other, "run")
+        missed: list[Entry] = []
+
+        def miss(head: Head, entries: Sequence[Entry]) -> None:
+            missed.extend(entries)
+
+        monkeypatch.setattr(other, "arrived", miss)
+        one.publish("run", event("0"), history=KEEP_ALL)
+        for number in range(1, 50):
+            one.publish("run", event(str(number)))
+        self.wait_for(lambda: len(missed) == 50)
+        monkeypatch.undo()
+        for number in range(50, 100):
+            one.publish("run", event(str(number)))
+        numbers = [str(number) for number in range(100)]
+        self.wait_for(lambda: reader.data == numbers)
+        assert reader.missed == 0
+        ring = other.log.find("run")
+        assert ring is not None and len(ring.entries) == 100
+
+    def test_hole_of_what_is_gone(self, pair: tuple[Broker, Broker], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A process that missed what the store has no more tells its readers, and counts what it has from then on."""
+        one, other = pair
+        assert isinstance(other, SharedBroker)
+        reader = Reader(other, "news")
+        one.publish("news", event("1"))
+        self.wait_for(lambda: reader.data == ["1"])
+        missed: list[Entry] = []
+
+        def miss(head: Head, entries: Sequence[Entry]) -> None:
+            missed.extend(entries)
+
+        monkeypatch.setattr(other, "arrived", miss)
+        one.publish("news", event("2"))
+        self.wait_for(lambda: len(missed) == 1)
+        monkeypatch.setattr(other, "arrived", type(other).arrived.__get__(other))
+        clock.advance(HISTORY_SECONDS + 40)
+        one.publish("news", event("3"))
+        self.wait_for(lambda: reader.data == ["1", "3"])
+        assert reader.missed == 1
+        ring = other.log.find("news")
+        assert ring is not None and other.log.size == ring.size == ring.entries[0].size
+        # And where nothing follows by which it would hear of that.
+        monkeypatch.setattr(other, "arrived", miss)
+        one.publish("news", event("4"))
+        self.wait_for(lambda: len(missed) == 2)
+        clock.advance(HISTORY_SECONDS + 40)
+        other.resumed(other.store.head())
+        assert reader.missed == 2 and not ring.entries
+        assert other.log.size == 0
+        other.expire(clock.now)
 
 
 def event_data(body: bytes) -> str:

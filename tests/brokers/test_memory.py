@@ -14,8 +14,9 @@ import sseflask.brokers.memory
 import sseflask.brokers.tasks
 from sseflask.brokers import Broker, MemoryBroker
 from sseflask.brokers.base import WAITING_EVENTS
+from sseflask.brokers.tasks import REMEMBERED_SECONDS
 from sseflask.emitter import Channel
-from sseflask.log import ENTRY_BYTES
+from sseflask.log import ENTRY_BYTES, KEEP_ALL
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept
 from tests.brokers.contract_tasks import OpenPair, TaskContract
 
@@ -184,6 +185,15 @@ class TestMemoryTasks(TaskContract):
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Nothing is to be waited for."""
         assert condition()
+
+    def test_expiry_is_seen_to(self, broker: Broker, clock: Clock, chores: list[Callable[[float], bool]]) -> None:
+        """While a run keeps all, the broker goes on asking to be called, until nobody has worked on it for long."""
+        broker.publish("run", event(), history=KEEP_ALL)
+        for _ in range(3):
+            clock.advance(HISTORY_SECONDS)
+            assert chores[0](clock.now)
+        clock.advance(REMEMBERED_SECONDS)
+        assert not chores[0](clock.now)
 
 
 class BusyWaker(InlineWaker):

@@ -18,7 +18,7 @@ from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.redis import RedisStore
 from sseflask.brokers.store import Head
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, parsed, resumed
-from tests.brokers.contract_tasks import OpenPair, TaskContract
+from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
 from tests.live.process import wait_until
 from tests.redis import RedisServer, needs_redis
 
@@ -203,7 +203,7 @@ class TestRedisBroker(BrokerContract):
         assert reader.data == heard == ["1", "2"]
 
 
-class TestRedisTasks(TaskContract):
+class TestRedisTasks(SharedTaskContract):
     """What every broker promises of tasks, and of channels that keep all."""
 
     @pytest.fixture

@@ -20,9 +20,10 @@ from sseflask.brokers import redis_follower
 from sseflask.brokers.redis import RedisStore
 from sseflask.brokers.redis_connection import POOL_SIZE, Address, Endpoint
 from sseflask.brokers.redis_follower import RedisFollower
-from sseflask.brokers.store import Head, Publication, Reading
+from sseflask.brokers.store import Head, Publication, Reading, Stored
+from sseflask.brokers.tasks import Lease, TaskChange, TaskState
 from sseflask.errors import BrokerUnavailable, InvalidSetting
-from sseflask.log import Entry
+from sseflask.log import KEEP_ALL, Entry
 from tests.live.process import wait_until
 from tests.redis import Proxy, RedisServer, free_port, needs_redis
 
@@ -243,6 +244,54 @@ class TestLog:
         found = store.read(dict.fromkeys(numbers, 0))
         assert {channel: reading.last for channel, reading in found.items()} == numbers
 
+    @pytest.mark.parametrize("count", [14, 15, 20, 21, 22])
+    def test_long_stream(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        """A stream that is longer than what is read at once comes back whole, beside others."""
+        monkeypatch.setattr(redis_store, "READ_ENTRIES", 7)
+        for number in range(count):
+            publish(store, "long", history=100)
+            publish(store, "short" if number < 3 else "other")
+        found = store.read({"long": 0, "short": 0, "other": None, "unknown": 0})
+        assert [entry.seq for entry in found["long"].entries] == list(range(1, 2 * count, 2))
+        assert [entry.seq for entry in found["short"].entries] == [2, 4, 6]
+        assert [entry.seq for entry in read(store, "long", after=11).entries] == list(range(13, 2 * count, 2))
+
+    def test_long_stream_that_changes(self, store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is stored while a long stream is read isn't part of it; what goes meanwhile is a hole, or another life."""
+        monkeypatch.setattr(redis_store, "READ_ENTRIES", 7)
+        read_some = store._read_some
+        changes: list[Callable[[], object]] = []
+
+        def changing(asked: Any) -> Any:
+            found = read_some(asked)
+            if changes:
+                changes.pop()()
+            return found
+
+        monkeypatch.setattr(store, "_read_some", changing)
+        for _ in range(20):
+            publish(store, history=100)
+        changes.append(lambda: publish(store))
+        reading = read(store)
+        assert (reading.seq, reading.last, len(reading.entries)) == (20, 20, 20)
+        changes.append(lambda: server.client.xtrim("{sseflask}:stream:news", maxlen=5, approximate=False))
+        assert [entry.seq for entry in read(store).entries] == [17, 18, 19, 20, 21]
+        for _ in range(20):
+            publish(store)
+        changes.append(lambda: server.client.delete("{sseflask}:stream:news"))
+        assert read(store).entries == []
+        for _ in range(20):
+            publish(store)
+        before = read(store)
+
+        def begin_anew() -> None:
+            server.client.flushall()
+            publish(store)
+
+        changes.append(begin_anew)
+        reading = read(store)
+        assert reading.epoch != before.epoch and chain(reading) == [(0, 1)]
+
     def test_deleted_stream(self, store: RedisStore, server: RedisServer) -> None:
         """A stream that is gone shows as a hole: what was last is known, and nothing is read."""
         publish(store)
@@ -414,6 +463,167 @@ class TestLives:
         promoted = open_store(f"{replica.url}?durable=1").head()
         assert promoted.epoch != before.epoch
         assert promoted.seq == before.seq
+
+
+class TestTasks:
+    """Tasks in Redis, and channels that keep all."""
+
+    def test_keys(self, store: RedisStore, server: RedisServer) -> None:
+        """What is kept of a task expires in a day from its last sign of life; after its end its parts and its log do so sooner."""
+        keys = [f"{{sseflask}}:{name}" for name in ("task:t", "parts:t", "stream:run")]
+
+        def lives() -> list[int]:
+            return [round(server.client.ttl(key) / 10) * 10 for key in keys]
+
+        store.tasks.create("t", channel="run")
+        assert lives()[:2] == [86_400] * 2
+        publish(store, "run", history=KEEP_ALL, task=TaskChange("t", "progress"))
+        assert lives() == [86_400] * 3
+        for renew in (lambda: store.tasks.renew(["t"]), lambda: publish(store, "run", task=TaskChange("t"))):
+            for key in keys:
+                server.client.expire(key, 100)
+            renew()
+            assert lives() == [86_400] * 3
+        assert server.client.zcard("{sseflask}:tasks") == 1
+        publish(store, "run", is_end=True, task=TaskChange("t", "end", TaskState.COMPLETED))
+        assert lives() == [86_400, 330, 330]
+        assert not server.client.exists("{sseflask}:tasks")
+        server.client.expire(keys[0], 100)
+        store.tasks.renew(["t"])
+        assert lives() == [100, 330, 330]
+        assert not server.client.exists("{sseflask}:tasks")
+
+    def test_renew_of_another_channel(self, store: RedisStore, server: RedisServer) -> None:
+        """To renew a task extends nothing but a log that is kept as a whole and hasn't ended."""
+        for task_id, options in (("plain", {}), ("over", {"history": KEEP_ALL, "is_end": True})):
+            store.tasks.create(task_id, channel=task_id)
+            publish(store, task_id, **options)
+        store.tasks.create("none", channel="none")
+        assert set(store.tasks.renew(["plain", "over", "none"])) == {"plain", "over", "none"}
+        assert all(320 < server.client.ttl(f"{{sseflask}}:stream:{name}") <= 330 for name in ("plain", "over"))
+
+    def test_many_channels(self, store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A silent run isn't forgotten however many channels come after it, nor does it keep those from being forgotten."""
+        monkeypatch.setattr(redis_store, "REMEMBERED_CHANNELS", 5)
+        for number in range(3):
+            publish(store, f"run {number}", history=KEEP_ALL)
+        for number in range(60):
+            publish(store, f"c{number}")
+            server.client.delete(f"{{sseflask}}:stream:c{number}")
+            if number == 30:
+                publish(store, "run 3", history=KEEP_ALL)
+        assert [len(read(store, f"run {number}").entries) for number in range(4)] == [1] * 4
+        assert server.client.zcard("{sseflask}:order") == server.client.hlen("{sseflask}:channels") <= 12
+        # What was forgotten are plain channels, whose numbers it covers; those that are known are above it.
+        floor = read(store, "unknown").last
+        assert 40 < floor < read(store, "c59").last == 64
+
+    def test_lost_answers(self, proxy: Proxy, open_store: Open) -> None:
+        """When an answer is lost the store's own second attempt says what the first one did."""
+        store = open_store(proxy)
+        # Redis knows the scripts from here on, so that it is their answers that are lost.
+        store.tasks.create("first", channel="run")
+        publish(store, "run", task=TaskChange("first"))
+        proxy.cuts = 1
+        assert store.tasks.create("t", channel="run", facts="mine")
+        assert not store.tasks.create("t", channel="run")
+        proxy.cuts = 1
+        stored = store.publish(publication("run", task=TaskChange("t", "end", TaskState.COMPLETED)))
+        assert (stored.id, stored.refused) == (f"{store.head().epoch}-2", None)
+        assert proxy.cuts == 0
+        assert store.publish(publication("run", task=TaskChange("t"))).refused == "completed"
+
+    def test_beats_that_are_gone(self, store: RedisStore, server: RedisServer) -> None:
+        """Tasks that expired with nobody's word leave the index of the unfinished; one that is published to stays there."""
+        for task_id in ("gone", "used", "new"):
+            store.tasks.create(task_id, channel="run")
+        server.client.zincrby("{sseflask}:tasks", -90_000_000, "gone")
+        server.client.zincrby("{sseflask}:tasks", -90_000_000, "used")
+        server.client.delete("{sseflask}:task:gone")
+        assert set(store.tasks.beats()) == {"used", "new"}
+        assert server.client.zcard("{sseflask}:tasks") == 2
+
+    def test_the_clock_goes_back(self, store: RedisStore, server: RedisServer) -> None:
+        """A beat is another number although Redis's clock stands still or goes back."""
+        store.tasks.create("t", channel="run")
+        server.client.zadd("{sseflask}:tasks", {"t": 1e14})
+        beats = [store.tasks.beats()["t"]]
+        for _ in range(3):
+            store.tasks.renew(["t"])
+            beats.append(store.tasks.beats()["t"])
+        assert beats == [10**14 + number for number in range(4)]
+
+    def test_forgotten_scripts(self, store: RedisStore, server: RedisServer) -> None:
+        """Scripts that Redis has forgotten are sent again."""
+
+        def forgotten() -> RedisStore:
+            server.client.script_flush()
+            return store
+
+        assert forgotten().tasks.create("t", channel="run")
+        assert forgotten().tasks.ask_cancel("t") is TaskState.PENDING
+        assert forgotten().publish(publication("run", task=TaskChange("t", "a"))).is_new
+        assert forgotten().tasks.renew(["t"]) == {"t": Lease(TaskState.PENDING, True)}
+        assert set(forgotten().tasks.beats()) == {"t"}
+        record = forgotten().tasks.find("t")
+        assert record is not None and record.seq == 1
+
+    def test_restart(self, start: Start, open_store: Open) -> None:
+        """With `appendfsync always` and durable=1, a task is after SIGKILL what it was before; it can't end a second time."""
+        server = start(appendonly="yes", appendfsync="always")
+        store = open_store(f"{server.url}?durable=1")
+        for task_id in "ab":
+            store.tasks.create(task_id, channel="run", facts="facts")
+            publish(store, "run", "half", history=KEEP_ALL, task=TaskChange(task_id, "progress", TaskState.RUNNING))
+        store.tasks.ask_cancel("b")
+        publish(store, "run", "over", task=TaskChange("a", "end", TaskState.COMPLETED))
+        known = [store.tasks.find(task_id) for task_id in "ab"]
+        server.restart()
+        assert [store.tasks.find(task_id) for task_id in "ab"] == known
+        assert set(store.tasks.beats()) == {"b"}
+        assert store.publish(publication("run", task=TaskChange("a", "end", TaskState.FAILED))).refused == "completed"
+        assert publish(store, "run", task=TaskChange("b", "end", TaskState.CANCELLED)) == 4
+        assert [entry.seq for entry in read(store, "run").entries] == [1, 2, 3, 4]
+
+    def test_another_life(self, server: RedisServer, store: RedisStore) -> None:
+        """Tasks live on through another epoch of the log; after FLUSHALL nothing is known of them."""
+        store.tasks.create("t", channel="run")
+        publish(store, "run", task=TaskChange("t", "progress", TaskState.RUNNING))
+        epoch = store.head().epoch
+        server.client.hset("{sseflask}:meta", "run", "another")
+        assert store.head().epoch != epoch
+        record = store.tasks.find("t")
+        assert record is not None and (record.state, record.seq) == (TaskState.RUNNING, 1)
+        server.client.flushall()
+        assert store.tasks.find("t") is None and store.tasks.ask_cancel("t") is None
+        assert store.tasks.beats() == store.tasks.renew(["t"]) == {}
+        assert store.publish(publication("run", task=TaskChange("t"))) == Stored("", False, "")
+        assert store.tasks.create("t", channel="run")
+
+    def test_refused_leaves_no_trace(self, server: RedisServer, store: RedisStore) -> None:
+        """What is refused is nowhere in Redis."""
+        store.tasks.create("t", channel="run")
+        publish(store, "run", task=TaskChange("t", "end", TaskState.FAILED))
+        before = {key: server.client.dump(key) for key in server.client.scan_iter()}
+        for task_id, refused in (("t", "failed"), ("unknown", "")):
+            change = TaskChange(task_id, "end", TaskState.COMPLETED)
+            assert store.publish(publication("new", task=change, history=5)) == Stored("", False, refused)
+        assert {key: server.client.dump(key) for key in server.client.scan_iter()} == before
+
+    def test_full(self, server: RedisServer, store: RedisStore) -> None:
+        """A Redis that has no memory left refuses a task's event and changes nothing of the task."""
+        publish(store)
+        store.tasks.create("t", channel="run")
+        server.client.config_set("maxmemory", "1")
+        with pytest.raises(BrokerUnavailable, match="maxmemory"):
+            store.tasks.create("u", channel="run")
+        with pytest.raises(BrokerUnavailable) as caught:
+            publish(store, "run", task=TaskChange("t", "end", TaskState.COMPLETED))
+        assert caught.value.outcome == "not_published"
+        server.client.config_set("maxmemory", "0")
+        record = store.tasks.find("t")
+        assert record is not None and (record.state, record.parts) == (TaskState.PENDING, ())
+        assert store.tasks.find("u") is None and set(store.tasks.beats()) == {"t"}
 
 
 class TestOutages:

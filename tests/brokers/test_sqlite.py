@@ -14,7 +14,7 @@ from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.store import Reading
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, event, resumed
-from tests.brokers.contract_tasks import OpenPair, TaskContract
+from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
 from tests.live.process import wait_until
 
 
@@ -105,7 +105,7 @@ class TestSQLiteBroker(BrokerContract):
             broker.close()
 
 
-class TestSQLiteTasks(TaskContract):
+class TestSQLiteTasks(SharedTaskContract):
     """What every broker promises of tasks, and of channels that keep all."""
 
     @pytest.fixture

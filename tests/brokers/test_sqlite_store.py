@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import select
@@ -21,11 +22,13 @@ import pytest
 
 import sseflask.brokers.sqlite
 import sseflask.brokers.sqlite_file
+import sseflask.brokers.sqlite_tasks
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.sqlite_follower import SQLiteFollower
 from sseflask.brokers.store import Head, Publication
+from sseflask.brokers.tasks import REMEMBERED_SECONDS, Part, TaskChange, TaskRecord, TaskState
 from sseflask.errors import BrokerUnavailable
-from sseflask.log import REMEMBERED_CHANNELS, Entry
+from sseflask.log import KEEP_ALL, REMEMBERED_CHANNELS, Entry
 from tests.live.process import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -408,6 +411,254 @@ class TestKept:
             sizes.append(path.stat().st_size)
         assert sizes[2] < 3 << 20
         assert Path(f"{path}-wal").stat().st_size < 6 << 20
+
+
+class TestKeepsAll:
+    """Channels that keep all until they end: what of them is in the file, and what they cost others."""
+
+    def test_bookkeeping(self, opened: Open, path: Path, clock: FakeTime) -> None:
+        """What is noted of each channel is what the file has of it, however entries go."""
+        store = opened(history=8, history_bytes=1 << 15)
+        for number in range(300):
+            store.publish(event("run", "x" * (number % 50), history=KEEP_ALL))
+            store.publish(event("plain", "x" * 100))
+            store.publish(event("over", "x" * 100, history=KEEP_ALL, is_end=number == 150))
+            clock.now += 2.0
+        kept = "SELECT channel, count(*), sum(length(event) + 200) FROM events GROUP BY channel ORDER BY channel"
+        noted = "SELECT channel, entries, bytes FROM channels WHERE entries > 0 ORDER BY channel"
+        assert rows(path, kept) == rows(path, noted)
+        assert dict(rows(path, "SELECT channel, entries FROM channels"))["run"] == 300
+        store.publish(event("run", is_end=True))
+        clock.now += 301
+        for _ in range(60):
+            store.publish(event("plain"))
+        assert rows(path, kept) == rows(path, noted)
+        assert dict(rows(path, "SELECT channel, entries FROM channels"))["run"] == 0
+
+    def test_bytes_at_the_end(self, opened: Open, path: Path) -> None:
+        """A long run counts against the bytes of all as soon as it has ended, not when as much has been published again."""
+        store = opened(history_bytes=1 << 17)
+        for number in range(1000):
+            store.publish(event("run", "x" * 1000, history=KEEP_ALL, is_end=number == 999))
+        (size,) = rows(path, "SELECT sum(length(event) + 200) FROM events")[0]
+        assert size > 1 << 20
+        for _ in range(20):
+            store.publish(event("plain"))
+        (size,) = rows(path, "SELECT sum(length(event) + 200) FROM events")[0]
+        assert size <= 1 << 17
+
+    def test_at_the_front(self, store: SQLiteStore, clock: FakeTime, path: Path) -> None:
+        """Entries that stay at the front of the log for long keep no others from going, which are passed over once."""
+        for number in range(500):
+            store.publish(event("run", history=KEEP_ALL))
+            if number % 5 == 0:
+                store.publish(event("plain"))
+        clock.now += 301
+        for _ in range(12):
+            store.publish(event("loud"))
+        assert rows(path, "SELECT channel, count(*) FROM events GROUP BY channel") == [("loud", 12), ("run", 500)]
+        assert len(texts(store, "run")) == 500
+        for _ in range(3):
+            clock.now += 301
+            store.publish(event("loud"))
+            store.publish(event("loud"))
+        assert rows(path, "SELECT count(*) FROM events WHERE channel = 'loud'") == [(2,)]
+
+    def test_another_file(self, store: SQLiteStore, clock: FakeTime, path: Path) -> None:
+        """What is passed over in one file isn't in another that takes its place."""
+        for _ in range(300):
+            store.publish(event("run", history=KEEP_ALL))
+        clock.now += 301
+        for _ in range(8):
+            store.publish(event("plain"))
+        path.unlink()
+        with pytest.raises(BrokerUnavailable):
+            store.publish(event("plain"))
+        for _ in range(3):
+            store.publish(event("plain"))
+        clock.now += 301
+        for _ in range(2):
+            store.publish(event("loud"))
+        assert rows(path, "SELECT channel, count(*) FROM events GROUP BY channel") == [("loud", 2)]
+
+    @pytest.mark.parametrize("undone", [event("loud", token="u"), event("run", task=TaskChange("unknown"))])
+    def test_what_is_undone(self, store: SQLiteStore, clock: FakeTime, path: Path, undone: Publication) -> None:
+        """A publish whose token was seen, or which is refused, undoes what it removed; the next one removes it."""
+        store.publish(event("run", history=KEEP_ALL))
+        store.publish(event("plain"))
+        clock.now += 290
+        store.publish(event("loud", token="u"))
+        clock.now += 11
+        assert not store.publish(undone).is_new
+        kept = "SELECT channel FROM events ORDER BY seq"
+        assert rows(path, kept) == [("run",), ("plain",), ("loud",)]
+        clock.now += 2
+        store.publish(event("loud"))
+        assert rows(path, kept) == [("run",), ("loud",), ("loud",)]
+
+    def test_long_run(self, opened: Open, clock: FakeTime, path: Path) -> None:
+        """A run of thousands leaves the file after its time, some with each publish; meanwhile nobody reads half of it."""
+        store = opened()
+        for number in range(2000):
+            store.publish(event("run", str(number), history=KEEP_ALL, is_end=number == 1999))
+        clock.now += 299
+        assert len(texts(store, "run")) == 2000
+        clock.now += 2
+        left = []
+        for _ in range(40):
+            store.publish(event("plain"))
+            left.append(rows(path, "SELECT count(*) FROM events WHERE channel = 'run'")[0][0])
+            assert texts(store, "run") == []
+        assert left[0] >= 1900 and left[-1] == 0
+        assert all(before - after <= 128 for before, after in itertools.pairwise(left))
+        reading = store.read({"run": 0})["run"]
+        assert (reading.last, reading.ended) == (2000, True)
+
+    def test_nobody_works_on_it(self, opened: Open, clock: FakeTime, path: Path) -> None:
+        """A run whose process died leaves the file after a day, one that is renewed or was begun since doesn't."""
+        store = opened()
+        for channel in ("dead", "renewed", "begun", "nobody's"):
+            store.publish(event(channel, history=KEEP_ALL))
+        for channel in ("dead", "renewed"):
+            store.tasks.create(channel, channel=channel)
+        clock.now += REMEMBERED_SECONDS * 0.7
+        store.tasks.create("begun", channel="begun")
+        store.tasks.renew(["renewed"])
+        clock.now += REMEMBERED_SECONDS * 0.7
+        store.publish(event("plain"))
+        assert rows(path, "SELECT channel FROM events ORDER BY seq") == [("renewed",), ("begun",), ("plain",)]
+
+
+class TestTasks:
+    """Tasks in the file."""
+
+    def test_reopened(self, opened: Open) -> None:
+        """What is known of tasks is there for who opens the file later."""
+        first = opened()
+        first.tasks.create("a", channel="run", facts="facts")
+        first.tasks.create("b", channel="run")
+        first.tasks.ask_cancel("a")
+        first.publish(event("run", "half", task=TaskChange("a", "progress", TaskState.RUNNING)))
+        first.publish(event("run", "done", task=TaskChange("b", "end", TaskState.COMPLETED)))
+        beats = first.tasks.beats()
+        known = [first.tasks.find(task_id) for task_id in "ab"]
+        first.close()
+        second = opened()
+        assert [second.tasks.find(task_id) for task_id in "ab"] == known
+        assert known[0] == TaskRecord(
+            "a", "run", "facts", TaskState.RUNNING, True, False, 1, (Part("progress", 1, b"data: half\n\n"),)
+        )
+        assert second.tasks.beats() == beats and set(beats) == {"a"}
+        assert second.publish(event("run", task=TaskChange("b"))).refused == "completed"
+
+    def test_processes(self, store: SQLiteStore, run: Callable[..., Process]) -> None:
+        """Another process works on a task, is asked to end it, does so, and can't do more."""
+        script = """
+            from sseflask.brokers.tasks import TaskChange, TaskState
+
+            def says(text, **change):
+                publication = event("run", text)
+                return s.publish(Publication("run", publication.body, publication.token, task=TaskChange(sys.argv[2], **change)))
+
+            s = store()
+            told(s.tasks.create(sys.argv[2], channel="run"))
+            says("half", part="progress", state=TaskState.RUNNING)
+            told("runs"); sys.stdin.readline()
+            lease = s.tasks.renew([sys.argv[2]])[sys.argv[2]]
+            told([lease.state, lease.is_cancel_asked])
+            says("over", part="end", state=TaskState.CANCELLED)
+            told(says("late").refused)
+        """
+        worker = run(textwrap.dedent(script), "t")
+        assert worker.told() is True and worker.told() == "runs"
+        assert not store.tasks.create("t", channel="other")
+        beats = store.tasks.beats()
+        assert store.tasks.ask_cancel("t") is TaskState.RUNNING
+        worker.go()
+        assert worker.told() == ["running", True]
+        assert worker.told() == "cancelled"
+        record = store.tasks.find("t")
+        assert record is not None and record.state is TaskState.CANCELLED and record.is_cancel_asked
+        assert [(part.key, part.body) for part in record.parts] == [
+            ("progress", b"data: half\n\n"),
+            ("end", b"data: over\n\n"),
+        ]
+        assert set(beats) == {"t"} and store.tasks.beats() == {}
+        assert texts(store, "run") == ["half", "over"]
+
+    def test_file_of_before(self, opened: Open, path: Path) -> None:
+        """A file that was made before there were tasks is used as it is, and gets what it lacks."""
+        store = opened()
+        first = store.publish(event("a", "old")).id
+        store.close()
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            db.executescript("DROP TABLE tasks; DROP TABLE parts; DROP INDEX channels_that_keep_all")
+        one, other = opened(), opened()
+        assert one.tasks.create("t", channel="a") and not other.tasks.create("t", channel="a")
+        assert other.publish(event("a", "new", task=TaskChange("t", "part"))).id == f"{first[:-1]}2"
+        assert texts(one, "a") == ["old", "new"]
+
+    def test_kept_in_the_file(self, opened: Open, clock: FakeTime, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Parts go after the history's seconds, records after a day and beyond their number, those that ended first."""
+        monkeypatch.setattr(sseflask.brokers.sqlite_tasks, "REMEMBERED_TASKS", 150)
+        store = opened()
+        store.tasks.create("alone", channel="run")
+        for number in range(200):
+            store.tasks.create(f"t{number}", channel="run")
+            store.publish(event("run", task=TaskChange(f"t{number}", "progress")))
+            store.publish(event("run", task=TaskChange(f"t{number}", "end", TaskState.COMPLETED)))
+            clock.now += 0.5
+        clock.now += 2
+        store.publish(event("plain"))
+        store.publish(event("plain"))
+        assert rows(path, "SELECT count(*), min(ended) FROM tasks WHERE ended IS NOT NULL")[0][0] == 150
+        assert store.tasks.find("t49") is None and store.tasks.find("t50") is not None
+        assert rows(path, "SELECT count(*) FROM parts") == [(300,)]
+        clock.now += 301
+        for _ in range(20):
+            store.publish(event("plain"))
+        assert rows(path, "SELECT count(*) FROM parts") == [(0,)]
+        assert rows(path, "SELECT count(*) FROM tasks") == [(151,)]
+        clock.now += REMEMBERED_SECONDS
+        for _ in range(20):
+            store.publish(event("plain"))
+        assert rows(path, "SELECT count(*) FROM tasks") == [(0,)]
+
+    def test_many_parts(self, store: SQLiteStore, clock: FakeTime, path: Path) -> None:
+        """A task of a thousand files leaves the file some at a time, and none of them stays."""
+        store.tasks.create("t", channel="run")
+        for number in range(1000):
+            store.publish(event("run", task=TaskChange("t", f"file {number}")))
+        store.publish(event("run", task=TaskChange("t", "end", TaskState.FAILED)))
+        clock.now += 301
+        left = []
+        for _ in range(30):
+            store.publish(event("plain"))
+            left.append(rows(path, "SELECT count(*) FROM parts")[0][0])
+        assert left[0] >= 900 and left[-1] == 0
+        record = store.tasks.find("t")
+        assert record is not None and record.is_expired
+
+    def test_refused_leaves_no_trace(self, store: SQLiteStore, path: Path) -> None:
+        """What is refused is nowhere in the file."""
+        store.tasks.create("t", channel="run")
+        store.publish(event("run", task=TaskChange("t", "end", TaskState.FAILED)))
+        tables = ("events", "channels", "tokens", "tasks", "parts", "sqlite_sequence")
+        before = [rows(path, f"SELECT * FROM {table}") for table in tables]
+        for change in (TaskChange("t", "end", TaskState.COMPLETED), TaskChange("unknown", "end", TaskState.COMPLETED)):
+            stored = store.publish(event("new", task=change, history=5))
+            assert (stored.id, stored.is_new, stored.refused) == ("", False, "failed" if change.id == "t" else "")
+        assert [rows(path, f"SELECT * FROM {table}") for table in tables] == before
+
+    def test_boot(self, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Tasks live on through another boot, with the file."""
+        store = opened(synchronous="full")
+        store.tasks.create("t", channel="run")
+        store.publish(event("run", task=TaskChange("t", "progress")))
+        known = store.tasks.find("t")
+        store.close()
+        monkeypatch.setattr(sseflask.brokers.sqlite_file, "boot_id", lambda: "another")
+        assert store.tasks.find("t") == known is not None
 
 
 class TestLives:

@@ -42,6 +42,10 @@ class Console:
         """Those that weren't allowed."""
         return [text for text in self._complaints if not any(allowed.search(text) for allowed in self._allowed)]
 
+    def all(self) -> list[str]:
+        """The allowed ones as well."""
+        return list(self._complaints)
+
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self._complaints.append(f"{message.type}: {message.text} ({message.location.get('url')})")

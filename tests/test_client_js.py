@@ -1,0 +1,88 @@
+"""The browser client as it is served and built: the route, the size, and that the file is what its sources say."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+from sseflask import SSE
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "clients" / "js"
+SERVED = ROOT / "sseflask" / "static" / "client.js"
+
+
+def npm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs npm in the client's directory."""
+    return subprocess.run(["npm", *arguments], cwd=SOURCES, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """The client and its types, built from the sources with the pinned tools."""
+    if shutil.which("npm") is None:
+        # There it must not go unseen that nobody has checked.
+        assert not os.environ.get("CI"), "npm is missing: sh tests/system.sh node"
+        pytest.skip("npm is missing: sh tests/system.sh node")
+    # `make client` and `make test` have installed them; npm looks whether they are as the lock file says.
+    if npm("ls", "--all").returncode != 0:
+        installed = npm("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier")
+        assert installed.returncode == 0, installed.stderr
+    made = npm("run", "--silent", "build")
+    assert made.returncode == 0, made.stdout + made.stderr
+    return SOURCES / "dist"
+
+
+def test_the_client_is_served_to_anyone() -> None:
+    """`/-/client.js` is an ES module that a browser asks for anew each time, and gets only if it has changed."""
+    app = Flask("app")
+    sse = SSE()
+    app.register_blueprint(sse, url_prefix="/events")
+    client = app.test_client()
+    response = client.get("/events/-/client.js")
+    assert response.status_code == 200
+    assert response.data == SERVED.read_bytes()
+    assert response.headers["Content-Type"] == "text/javascript; charset=utf-8"
+    assert response.headers["Cache-Control"] == "no-cache"
+    again = client.get("/events/-/client.js", headers={"If-None-Match": response.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    other = client.get("/events/-/client.js", headers={"If-None-Match": '"another"'})
+    assert other.status_code == 200
+
+
+def test_the_client_is_small() -> None:
+    """The served file has less than 6 KB, gzipped."""
+    assert len(gzip.compress(SERVED.read_bytes(), 9)) < 6_000
+
+
+def test_the_served_file_is_what_the_sources_say(built: Path) -> None:
+    """Building the sources gives the file that is committed, byte for byte."""
+    assert (built / "client.js").read_bytes() == SERVED.read_bytes(), "clients/js has changed: run make client"
+
+
+def test_the_types_hold(built: Path) -> None:
+    """The usage file compiles against the package's types, and what it marks as wrong doesn't."""
+    checked = npm("run", "--silent", "check")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_built_file_is_in_the_wheel(tmp_path: Path) -> None:
+    """A wheel of the package holds the client."""
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "sseflask", copy / "sseflask", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    code = "from setuptools.build_meta import build_wheel; print(build_wheel('..'))"
+    made = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("sseflask/static/client.js") == SERVED.read_bytes()
