@@ -165,8 +165,7 @@ class TestCoalescer:
         coalescer.add("first", 0)
         coalescer.add("before", 0)
         with pytest.raises(ValueError, match="surrogate"):
-            for ready in coalescer.add(make("\ud800"), 0):
-                encode_item(ready)
+            [encode_item(ready) for ready in coalescer.add(make("\ud800"), 0)]
         coalescer.add("after", 0)
         assert "after" in "".join(text_of(event) for event in coalescer.take(0))
 

@@ -429,7 +429,8 @@ class TestRun:
         waits = slow.watch()
         assert publishing.wait(PATIENCE)
         try:
-            wait_until(lambda view=other.watch(): view.text == "ab", 5)
+            quick = other.watch()
+            wait_until(lambda: quick.text == "ab", 5)
         finally:
             go_on.set()
         assert waits.wait_for_end().text == "ab"
