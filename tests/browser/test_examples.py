@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,15 @@ from tests.redis import RedisServer, needs_redis
 
 NAMES = ("counter", "metrics", "progress", "chat", "long_job", "notifications", "board", "images", "report", "celery")
 APP = "examples:create_app()"
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for temporary files of the test's servers, which are killed in the end: what they leave goes with it."""
+    # Not `tmp_path`, below which the path of a socket would be too long.
+    with tempfile.TemporaryDirectory(prefix="examples-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -303,6 +313,7 @@ def test_chat_tokens_appear_one_by_one(visit: Any) -> None:
     """The answer is painted in many small steps as its tokens come, not in heaps, nor all of it at the end."""
     page = visit("chat")
     page.evaluate(RECORD_TOKENS)
+    expect(of(page, "send")).to_be_enabled()  # Before that nobody listens to the keys.
     of(page, "prompt").fill("Tell me about the light, please")
     of(page, "prompt").press("Enter")
     expect_connection(page, "open")
@@ -699,10 +710,10 @@ def tiles(page: Page) -> list[list[Any]]:
 
 
 def test_an_image_job_goes_on_over_a_reload_and_in_two_tabs(
-    page: Page, serve: Serve, another: Callable[[], Page], tmp_path: Path
+    page: Page, serve: Serve, another: Callable[[], Page], temporary_files: Path
 ) -> None:
     """Loaded again in the middle, or in a second tab, it is the same job to its end; one damaged picture says so on its tile."""
-    server = serve(IMAGES_APP, workers=2, config=ROOT / "gunicorn.conf.py", env={"TMPDIR": str(tmp_path)})
+    server = serve(IMAGES_APP, workers=2, config=ROOT / "gunicorn.conf.py")
     page.goto(server.url("/images/"))
     good, damaged = picture("navy"), picture("red")[:300]
     choose(page, a_png=good, b_png=damaged, c_jpg=picture("teal", "JPEG"), d_png=good, notes_txt=b"Lamp lit.")
@@ -745,7 +756,7 @@ def test_an_image_job_goes_on_over_a_reload_and_in_two_tabs(
     expect(of(page, "start")).to_be_enabled()
     page.context.close()
     # What it has made goes with the server.
-    folder = next(tmp_path.glob("sseflask-images-*"))
+    folder = next(temporary_files.glob("sseflask-images-*"))
     server.signal(signal.SIGTERM)
     server.wait_for_exit(20)
     assert not folder.exists()
@@ -782,9 +793,9 @@ app = create_app()
 """
 
 
-def test_leaving_the_room_makes_a_report(page: Page, serve: Serve, another: Callable[[], Page], tmp_path: Path) -> None:
+def test_leaving_the_room_makes_a_report(page: Page, serve: Serve, another: Callable[[], Page]) -> None:
     """Its status is shown, in a page loaded again too; at the end there is an Excel file with the right numbers to download."""
-    server = serve(REPORT_APP, config=ROOT / "gunicorn.conf.py", env={"TMPDIR": str(tmp_path)})
+    server = serve(REPORT_APP, config=ROOT / "gunicorn.conf.py")
     page.goto(server.url("/report/"))
     night = len(NIGHT)
     expect(of(page, "message")).to_have_count(night)
