@@ -48,7 +48,7 @@ class Story:
             self._changed.notify_all()
 
     def tell(self) -> Iterator[Any]:
-        """Yields `part 1 `, `part 2 `, …"""
+        """Yields `part 1 `, `part 2 ` and so on."""
         self.runs += 1
         try:
             for number in range(1, self._length + 1):
@@ -250,7 +250,7 @@ class TestRun:
 
     @pytest.mark.parametrize("when", ["at the end", "when due", "caught"])
     def test_bytes_of_text_that_waits(self, make_worker: MakeWorker, when: str) -> None:
-        """It fails too if what is too much waits to be joined, or its generator goes on all the same: nothing is lost in silence."""
+        """It fails too if what is too much waits to be joined, or its generator goes on all the same: nothing is lost silently."""
         worker = make_worker(SSE_RUN_BYTES=2048)
         coalesce = {"at the end": 60.0, "when due": 0.05, "caught": None}[when]
 
@@ -429,7 +429,8 @@ class TestRun:
         waits = slow.watch()
         assert publishing.wait(PATIENCE)
         try:
-            wait_until(lambda view=other.watch(): view.text == "ab", 5)
+            quick = other.watch()
+            wait_until(lambda: quick.text == "ab", 5)
         finally:
             go_on.set()
         assert waits.wait_for_end().text == "ab"

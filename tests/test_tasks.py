@@ -1166,7 +1166,9 @@ class TestEach:
         assert list(worker.sse.each([1], lambda item: item, "named")) == [ServerSentEvent(1, event="named")]
 
     @pytest.mark.parametrize(
-        ("item", "name"), [({"id": 7}, 7), (Row("a"), "a"), ("text", 0), (Row(None), 0), ({}, 0), (Row(NOBODY), NOBODY)], ids=repr
+        ("item", "name"),
+        [({"id": 7}, 7), (Row("a"), "a"), ("text", 0), (Row(None), 0), ({}, 0), (Row(NOBODY), NOBODY)],
+        ids=["mapping", "object", "text", "none", "empty", "nobody"],
     )
     def test_names(self, item: Any, name: Any) -> None:
         """An item is called by its id, else by its number."""

@@ -112,7 +112,7 @@ class TestTerm:
         assert_ended_cleanly(clients)
 
     def test_without_streams(self, serve: Serve) -> None:
-        """A worker that is empty leaves at once, whatever `SSE_DRAIN_SECONDS` is, and Python has nothing to complain of at its end."""
+        """A worker that is empty leaves at once, whatever `SSE_DRAIN_SECONDS` is, and Python has nothing to complain of then."""
         server = serve(APP, env={"SSE_DRAIN_SECONDS": "20"})
         open_streams(server, 1)[0].hang_up()
         wait_until(lambda: get(server, "/pid").json()["streams"] == 0)
