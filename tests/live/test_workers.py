@@ -797,7 +797,7 @@ class TestSetUp:
         """One worker that finds no place for a file says so, and serves from memory."""
         server = start()
         assert (
-            server.wait_for_log(r"\[WARNING\] Events stay in this worker, and a reload loses them.*").group().count(str(unusable))
+            server.wait_for_log(r"\[WARNING\] events stay in this worker, and a reload loses them.*").group().count(str(unusable))
         )
         client = open_stream(server, target("/on", channel="news"))
         client.next_event()
