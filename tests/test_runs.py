@@ -822,6 +822,22 @@ class TestViewers:
         again.wait_for_end()
         assert story.ended == ["returned"] and story.runs == 1
 
+    def test_killed_viewers(self, make_worker: MakeWorker, story: Story) -> None:
+        """The clients of a worker that was killed count until its report has had its time, and no longer."""
+        worker = tells(make_worker(shared=True), story, detach_grace=0.2)
+        story.allow(1)
+        first = worker.watch()
+        first.wait_for(None)
+        channel = f"-/run/{run_of(first)}"
+        # What the other one said last.
+        worker.broker.store.report("killed", {channel: 1}, 1.5)  # type: ignore[attr-defined]
+        first.hang_up()
+        assert not story.ended
+        counts = worker.broker.store.counts  # type: ignore[attr-defined]
+        while counts([channel])[channel]:
+            assert not story.ended
+        wait_until(lambda: story.ended == ["abandoned"], PATIENCE)
+
     def test_last_word(self, worker: Worker) -> None:
         """A run that is cancelled tells its clients what waited, and that it was."""
         go_on = threading.Event()
@@ -962,6 +978,24 @@ class TestRequests:
         replies = [worker.watch(method="POST", headers={"Idempotency-Key": "key"}).wait_for_end() for _ in range(4)]
         assert [reply.status for reply in replies] == [503, 503, 200, 200]
         assert [reply.data for reply in replies[2:]] == [["now"], ["now"]] and len(attempts) == 3
+
+    def test_key_after_an_outage(self, single: Worker, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A request that was refused since the broker was away may be sent again with its key, and runs then."""
+        story.allow()
+        headers = {"Idempotency-Key": "key"}
+        tasks = single.broker.tasks
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise BrokerUnavailable("away")
+
+        for owner, name in ((single.broker, "prepare"), (single.broker, "subscribe"), (tasks, "create")):
+            with monkeypatch.context() as away:
+                away.setattr(owner, name, fail)
+                assert single.watch(method="POST", headers=headers).wait_for_end().status == 503
+            wait_until(lambda: not process.current().streams, PATIENCE)
+        assert story.runs == 0
+        assert single.watch(method="POST", headers=headers).wait_for_end().text == story.text
+        assert story.runs == 1
 
     def test_resumed_post(self, worker: Worker) -> None:
         """A POST is resumed by a POST; its body has been read before."""
