@@ -1,7 +1,7 @@
 """The examples of sseflask: one Flask app, one module for each example.
 
 Serve them with `gunicorn -c gunicorn.conf.py 'examples:create_app()'`. The example `celery` needs Redis, and so a
-`SSE_BROKER_URL`, in the environment; the others run without.
+`SSE_BROKER_URL`, in the environment; `images` and `report` need what the extra `examples` installs; the others run without.
 """
 
 from __future__ import annotations

@@ -118,6 +118,7 @@ def develop(shelf: Shelf, folder: Path, names: list[str]) -> dict[str, int]:
                 develop_one(folder, number, name)
             except PictureFailed as error:
                 failed += 1
+                log.warning("a picture can't be developed: %s (%r)", error, error.__cause__)
                 current_task.file_update(str(number), filename=name, status="failed", message=str(error))
         current_task.progress(len(names), len(names), "Done.")
         return {"done": len(names) - failed, "failed": failed}
@@ -143,7 +144,20 @@ def beside(function: Callable[[], T]) -> T:
     All streams of a gevent worker share one thread. Pillow's work can't be cut in pieces, so it is done in another thread, for
     which this job alone waits.
     """
-    return get_hub().threadpool.apply(function) if monkey.is_module_patched("threading") else function()
+    if not monkey.is_module_patched("threading"):
+        return function()  # Here each stream has a thread of its own.
+
+    def result() -> tuple[T | None, Exception | None]:
+        try:
+            return function(), None
+        except Exception as error:
+            # Brought over by hand: gevent prints what is raised there.
+            return None, error
+
+    value, error = get_hub().threadpool.apply(result)
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
 
 
 def make_part(source: Path, part: str, target: Path) -> None:
@@ -166,7 +180,6 @@ def make_part(source: Path, part: str, target: Path) -> None:
         raise
     except Exception as error:
         # Of what Pillow raises for damaged files hardly anything is documented.
-        log.warning("a picture can't be read: %r", error)
         raise PictureFailed("This picture is damaged, and can't be read.") from error
 
 

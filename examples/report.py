@@ -65,7 +65,10 @@ class Message:
 
 
 class Room:
-    """What was said in the room of one app. It stands for the tables of a database; it begins anew with the server."""
+    """What was said in the room of one app. It stands for the tables of a database, and begins anew with the server.
+
+    Each worker would have a room of its own: serve this example with one.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -32,17 +32,16 @@ class Shelf:
         self.path = Path(tempfile.gettempdir()) / f"sseflask-{name}-{os.getuid()}"
         self._keep_seconds = keep_seconds
         self._most = most
+        self._timers: list[threading.Timer] = []
         # Called when the app is gone, or the process ends.
-        weakref.finalize(self, _leave, self.path, _enter(self.path), os.getpid())
+        weakref.finalize(self, _leave, self.path, _enter(self.path), os.getpid(), self._timers)
 
     def add(self) -> Path:
         """Makes a folder for a job that has no id yet."""
         sweep(self.path, self._keep_seconds)
         if sum(1 for _ in self.path.iterdir()) >= self._most:
             raise ServiceUnavailable("There are too many jobs here now: try again in a few minutes.")
-        timer = threading.Timer(self._keep_seconds + 1, sweep, (self.path, self._keep_seconds))
-        timer.daemon = True
-        timer.start()
+        self._sweep_later()
         return Path(tempfile.mkdtemp(prefix="new-", dir=self.path))
 
     def name(self, folder: Path, job: str) -> Path:
@@ -53,6 +52,15 @@ class Shelf:
         """A file of a job, if both are there; the file's name is the caller's, the id may be anybody's."""
         path = self.path / job / file
         return path if JOB.fullmatch(job) and path.is_file() else None
+
+    def _sweep_later(self) -> None:
+        """Sweeps when the files of the newest job are due; those of older ones are swept with it, or when a job is added."""
+        timer = threading.Timer(self._keep_seconds + 1, sweep, (self.path, self._keep_seconds))
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
+        while len(self._timers) > 1:
+            self._timers.pop(0).cancel()
 
 
 def sweep(path: Path, keep_seconds: float) -> None:
@@ -84,10 +92,12 @@ def _enter(path: Path) -> int:
         os.close(descriptor)  # The last one before us has just left, and removed it.
 
 
-def _leave(path: Path, descriptor: int, pid: int) -> None:
+def _leave(path: Path, descriptor: int, pid: int, timers: list[threading.Timer]) -> None:
     """Removes the folder, unless another process uses it."""
     if os.getpid() != pid:
         return  # A fork: the lock is its parent's.
+    for timer in timers:
+        timer.cancel()
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -196,7 +196,7 @@ class DetachedStream(Stream):
         try:
             checked_event(self._last_event(CloseReason.ERROR), self._settings.max_event_bytes)
         except InvalidEvent as problem:
-            log.exception("the details of the error of %s can't be published", self.quoted_path)
+            log.exception("the details of the error of %s can't be published", self.quoted_path, extra=self.log_extra)
             self._error = problem
         self.end(CloseReason.ERROR)
 
@@ -322,7 +322,7 @@ class DetachedStream(Stream):
         try:
             super().flush()
         except Exception as error:
-            log.exception("what %s held back could not be published", self.quoted_path)
+            log.exception("what %s held back could not be published", self.quoted_path, extra=self.log_extra)
             self._error = error
             self.end(CloseReason.ERROR, interruption=StreamClosed(CloseReason.ERROR))
 

@@ -23,11 +23,13 @@ from . import process
 
 log = logging.getLogger("sseflask.metrics")
 
+#: What the files hold: at an upgrade by USR2, workers of two versions may share the directory.
+FORMAT: Final = 1
 #: What a worker's file is called, before its process's id and a part at random.
-PREFIX: Final = "numbers-"
+PREFIX: Final = f"numbers{FORMAT}-"
 #: The file with the numbers of those that have gone, and the one that is locked by who reads or changes it.
-GONE: Final = "numbers.gone"
-LOCK: Final = "numbers.lock"
+GONE: Final = f"numbers{FORMAT}.gone"
+LOCK: Final = f"numbers{FORMAT}.lock"
 #: Bytes of each of a file's two records, which are written in turn: one is whole, whenever its writer was killed.
 RECORD_BYTES: Final = 256 * 1024
 #: Seconds that a reader waits for others who read.

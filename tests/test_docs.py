@@ -64,7 +64,7 @@ def test_each_command_of_the_docs_exists() -> None:
     for line in told:
         _, name, *rest = re.split(r"flask sse |-m sseflask | ", line, maxsplit=2)
         group = cli.commands if line.startswith("flask") else __main__.main
-        command = group.commands[name.strip("`")]
+        command = group.commands[re.findall(r"[a-z-]+", name)[0]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert set(re.findall(r"(?<!\S)--[a-z-]+", " ".join(rest))) <= known, line
 

@@ -873,6 +873,15 @@ def test_what_lies_on_a_shelf_goes_after_a_while(tmp_path: Path, monkeypatch: py
     assert shelf.path.stat().st_mode & 0o077 == 0
 
 
+def test_what_lies_on_a_shelf_goes_without_another_job_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nothing is added any more, what is there is removed in its time all the same."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shelf = Shelf("test", keep_seconds=0.05)
+    folder = shelf.name(shelf.add(), "a" * 32)
+    (folder / "file").touch()
+    wait_until(lambda: not folder.exists(), 20, "the folder to be removed")
+
+
 def test_the_last_who_leaves_a_shelf_takes_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process has it, its files stay; after the last one they are gone, and it can be used anew."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -1011,6 +1020,10 @@ def test_who_comes_back_to_an_answer_hears_the_rest_of_it(app: Flask) -> None:
         said = "".join(event.data or "" for event in events_of(whole) if event.event == "content")
         assert said == ("One two three" if last is heard[0] else " two three")
         assert events_of(whole)[-1].event == "complete"
+    # One that is gone, as after a restart of the server, isn't answered anew either.
+    gone = events_of(app.test_client().post("/chat/events", headers={"Last-Event-ID": f"{'0' * 32}-0"}, json={}).data)
+    assert [event.event for event in gone] == ["stream-reset", "stream-end"]
+    assert data_of(gone[-1]) == {"reason": "run_gone"}
     assert model.asked == 1
 
 

@@ -12,7 +12,9 @@ from typing import Any, Final
 import pytest
 from flask import Flask, g
 
-from sseflask import SSE, current_stream
+from sseflask import SSE, BrokerUnavailable, current_stream, process
+from sseflask.brokers import SharedBroker, make_broker
+from sseflask.config import Settings
 from sseflask.response import EventSourceResponse
 from tests.live.process import wait_until
 from tests.test_subscription import World
@@ -120,6 +122,31 @@ def test_request_ids(caplog: pytest.LogCaptureFixture, header: str | None, own: 
         assert getattr(line, "sse_request_id", None) == expected
     (closing,) = closing_lines(caplog)
     assert closing.getMessage().endswith(f" request_id={expected}") == (expected is not None)
+
+
+def test_waiting_listeners_are_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That listeners wait for a broker is said once for each outage, though it is asked each second."""
+    here = process.current()
+    broker = make_broker(Settings(), f"sqlite:///{tmp_path}/events.db", here.waker, here.timer.call_every_second)
+    assert isinstance(broker, SharedBroker)
+
+    def fail(channels: object, *, whole: bool) -> None:
+        raise BrokerUnavailable("gone")
+
+    try:
+        for outage in (1, 2):
+            with monkeypatch.context() as patch:
+                patch.setattr(broker, "_fetch", fail)
+                for _ in range(3):
+                    broker._follow_listeners()
+            broker._follow_listeners()
+            assert [record.levelname for record in caplog.records if "listeners wait" in record.getMessage()] == [
+                "WARNING"
+            ] * outage
+    finally:
+        broker.close()
 
 
 def test_a_stream_without_a_request() -> None:

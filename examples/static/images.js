@@ -135,6 +135,7 @@ async function start() {
     showRefused([...refused, ...(answer.refused ?? [])]);
     if (!response.ok) throw new Error(answer.error ?? `The server answered ${response.status}.`);
     follow(answer.job);
+    element("cancel").focus();
   } catch (error) {
     element("now").textContent = "Nothing is being developed.";
     showOutcome(element("outcome"), "bad", { title: error.message });
@@ -150,6 +151,7 @@ form.addEventListener("submit", (event) => {
 element("cancel").addEventListener("click", async () => {
   // The button says that it was heard; the page says that it is so when the stream does.
   element("cancel").disabled = true;
+  element("pictures").focus();
   await fetch(`${form.dataset.url}/${task}/cancel`, { method: "POST" }).catch(toggle);
 });
 if (ready && taskInAddress()) follow(taskInAddress());

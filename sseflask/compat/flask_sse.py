@@ -312,7 +312,8 @@ def _usable(name: str, url: str) -> str:
     kept = [(key, value) for key, value in arguments if key in QUERY_ARGUMENTS | {"durable"}]
     if len(kept) == len(arguments):
         return str(url)
-    log.info("%s: left out %s", name, ", ".join(sorted(dict(arguments).keys() - dict(kept).keys())))
+    left_out = ", ".join(sorted(dict(arguments).keys() - dict(kept).keys()))
+    log.info("%s: left out %s", name, left_out, extra={"sse_setting": name})
     return parts._replace(query=urllib.parse.urlencode(kept)).geturl()
 
 

@@ -191,15 +191,17 @@ class TaskContract:
         assert set(one.tasks.beats()) == {second}
 
     def test_renew(self, pair: tuple[Broker, Broker]) -> None:
-        """Who renews learns where each task stands, also one that has ended; those that aren't known are missing."""
+        """Who renews learns where each task stands, also one that has ended: a pending one runs. Unknown ones are missing."""
         one, other = pair
         tasks = {state: begun(one) for state in (TaskState.PENDING, TaskState.RUNNING, *FINAL)}
         for state, task_id in tasks.items():
             say(one, task_id, state=state)
         one.tasks.ask_cancel(tasks[TaskState.RUNNING])
         assert other.tasks.renew([*tasks.values(), new_id()]) == {
-            task_id: Lease(state, state is TaskState.RUNNING) for state, task_id in tasks.items()
+            task_id: Lease(TaskState.RUNNING if state is TaskState.PENDING else state, state is TaskState.RUNNING)
+            for state, task_id in tasks.items()
         }
+        assert found(one, tasks[TaskState.PENDING]).state is TaskState.RUNNING
         assert other.tasks.renew([]) == {}
 
     def test_many(self, broker: Broker) -> None:
@@ -317,7 +319,7 @@ class TaskContract:
         begun(one)
         assert one.tasks.find(alone) is None
         assert alone not in one.tasks.beats() and alone not in other.tasks.renew([alone])
-        assert found(one, renewed).state is TaskState.PENDING
+        assert found(one, renewed).state is TaskState.RUNNING
         assert [part.key for part in found(one, used).parts] == ["progress"]
         assert {renewed, used} <= set(one.tasks.beats())
 

@@ -563,7 +563,7 @@ class TestTasks:
         assert forgotten().tasks.create("t", channel="run")
         assert forgotten().tasks.ask_cancel("t") is TaskState.PENDING
         assert forgotten().publish(publication("run", task=TaskChange("t", "a"))).is_new
-        assert forgotten().tasks.renew(["t"]) == {"t": Lease(TaskState.PENDING, True)}
+        assert forgotten().tasks.renew(["t"]) == {"t": Lease(TaskState.RUNNING, True)}
         assert set(forgotten().tasks.beats()) == {"t"}
         record = forgotten().tasks.find("t")
         assert record is not None and record.seq == 1

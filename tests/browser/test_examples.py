@@ -330,7 +330,7 @@ def test_an_answer_can_be_stopped(visit: Any, server: Server) -> None:
 
 
 def test_an_answer_goes_on_when_the_page_is_loaded_again(page: Page, serve: Serve, console: Console) -> None:
-    """Over a reload and a lost connection in its middle it is the answer that it would have been, and the model is asked once."""
+    """Over a reload and a lost connection, on two workers, it is the answer that it would have been; the model is asked once."""
     console.allow("net::ERR_")
     words = ["One", " two,\n", " { three", " ü𝄞 four", " five", " six."]
     gates = [threading.Semaphore(0), threading.Semaphore(0)]
@@ -348,7 +348,7 @@ def test_an_answer_goes_on_when_the_page_is_loaded_again(page: Page, serve: Serv
         wait_until(lambda: spoken.evaluate("node => node.textContent") == "".join(words[:count]), 10, f"{count} words")
 
     with running_provider(speak) as provider:
-        server = serve(APP, config=ROOT / "gunicorn.conf.py", env={"CHAT_BASE_URL": provider.base_url})
+        server = serve(APP, workers=2, config=ROOT / "gunicorn.conf.py", env={"CHAT_BASE_URL": provider.base_url})
         with network(("127.0.0.1", server.port)) as net:
             page.goto(f"{net.origin}/chat/")
             of(page, "suggestion").first.click()
@@ -702,7 +702,7 @@ def test_an_image_job_goes_on_over_a_reload_and_in_two_tabs(
     page: Page, serve: Serve, another: Callable[[], Page], tmp_path: Path
 ) -> None:
     """Loaded again in the middle, or in a second tab, it is the same job to its end; one damaged picture says so on its tile."""
-    server = serve(IMAGES_APP, config=ROOT / "gunicorn.conf.py", env={"TMPDIR": str(tmp_path)})
+    server = serve(IMAGES_APP, workers=2, config=ROOT / "gunicorn.conf.py", env={"TMPDIR": str(tmp_path)})
     page.goto(server.url("/images/"))
     good, damaged = picture("navy"), picture("red")[:300]
     choose(page, a_png=good, b_png=damaged, c_jpg=picture("teal", "JPEG"), d_png=good, notes_txt=b"Lamp lit.")

@@ -202,8 +202,9 @@ class Proxy:
 
     def _listens(self) -> bool:
         assert self._process is not None
-        if self._process.poll() is not None:
-            raise ProxyEnded(f"{self!r} ended with {self._process.returncode}:\n{self.log()}")
+        # WNOWAIT leaves the zombie, so that its id can't become another's before `stop`.
+        if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            raise ProxyEnded(f"{self!r} ended by itself:\n{self.log()}")
         try:
             with socket.create_connection(self.address, 1):
                 return True

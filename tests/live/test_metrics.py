@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import signal
 from pathlib import Path
@@ -110,13 +112,31 @@ def test_sums_outlive_workers(serve: Serve, tmp_path: Path) -> None:
     assert samples["sseflask_delivery_latency_seconds_count", frozenset()] >= 1
     assert samples["sseflask_lag_seconds_count", frozenset()] >= 1
 
+    # Asked by one connection, one worker has to learn from the other's file, which that one writes by itself.
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    assert get(server, "/publish?channel=job:7&count=10", method="POST").status == 200
+    for found in clients.values():
+        for client in found:
+            client.events(10)
+
+    def delivered() -> int:
+        connection.request("GET", "/events/-/stats")
+        stats: dict[str, Any] = json.loads(connection.getresponse().read())
+        asked.add(stats["worker"])
+        return int(stats["all"]["events_sent"])
+
+    asked: set[int] = set()
+    wait_until(lambda: delivered() == 60 * count, 20, "the other worker's numbers")
+    assert len(asked) == 1
+    connection.close()
+
     killed = min(clients)
     os.kill(killed, signal.SIGKILL)
     wait_until(lambda: killed not in server.ready_workers() and len(server.ready_workers()) == 2, 20, "another worker")
     scraper.wait_for("workers", 2)
     scraper.wait_for("streams", count - len(clients[killed]))
     samples = scraper.scrape()
-    assert samples["sseflask_events_delivered_total", frozenset()] == 50 * count
+    assert samples["sseflask_events_delivered_total", frozenset()] == 60 * count
     assert ("sseflask_worker_streams", frozenset({("worker", str(killed))})) not in samples
 
     old = server.ready_workers()
@@ -129,7 +149,7 @@ def test_sums_outlive_workers(serve: Serve, tmp_path: Path) -> None:
 
     stats: dict[str, Any] = get(server, "/events/-/stats").json()
     assert set(stats["workers"]) == {str(pid) for pid in server.ready_workers()} and str(stats["worker"]) in stats["workers"]
-    assert stats["all"]["events_sent"] == 50 * count and stats["all"]["broker_up"] == 1
+    assert stats["all"]["events_sent"] == 60 * count and stats["all"]["broker_up"] == 1
     assert stats["all"]["streams_closed"] == {"shutdown": count - len(clients[killed])}
 
 

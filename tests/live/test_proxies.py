@@ -53,6 +53,12 @@ def silent():
     return sse.subscribe("silent", keepalive=60.0)
 
 
+@app.get("/half")
+def half():
+    """A stream of the second server's: the first is full."""
+    return ({"error": "full"}, 503) if os.environ["APP_NAME"] == "a" else sse.subscribe("news")
+
+
 @app.get("/page")
 def page():
     """What is worth compressing."""
@@ -77,6 +83,8 @@ SHORT: Final[Mapping[Kind, Changes]] = {
     "haproxy": {"timeout client 60s": "timeout client 3s", "timeout server 60s": "timeout server 3s"},
     "caddy": {"read_timeout 60s": "read_timeout 3s"},
 }
+#: What the proxies tell an EventSource that they can't serve.
+PUT_OFF_MS: Final = 3000
 EVENT_STREAM: Final = {"Accept": "text/event-stream"}
 
 
@@ -93,11 +101,8 @@ class Site:
         self.servers: list[Server] = []
         for name in ("a", "b"):
             (directory / name).mkdir()
-            self.servers.append(
-                Server(
-                    APP, directory / name, env={"APP_BROKER_URL": url}, config=ROOT / "gunicorn.conf.py", args=["--timeout", "60"]
-                )
-            )
+            env = {"APP_BROKER_URL": url, "APP_NAME": name}
+            self.servers.append(Server(APP, directory / name, env=env, config=ROOT / "gunicorn.conf.py"))
         self.publisher = Publisher(url)
 
     @property
@@ -271,6 +276,7 @@ class Page(threading.Thread):
         numbers: Those that have come, in order.
         resets: How often it was told that something is gone.
         connections: How many it has made.
+        put_off: How often the proxy has told it to come back.
         problem: What has ended it for good.
     """
 
@@ -279,6 +285,7 @@ class Page(threading.Thread):
         self.numbers: list[int] = []
         self.resets = 0
         self.connections = 0
+        self.put_off = 0
         self.problem = ""
         self.stopped = threading.Event()
         self._endpoint = endpoint
@@ -312,6 +319,7 @@ class Page(threading.Thread):
                 while self._last not in self.numbers:
                     self._take(client)
             finally:
+                self.put_off += client.frames.retry_ms == PUT_OFF_MS
                 self._retry_ms = self._retry_ms if client.frames.retry_ms is None else client.frames.retry_ms
 
     def _take(self, client: StreamClient) -> None:
@@ -363,9 +371,9 @@ def test_a_rolling_restart_loses_nothing(site: Site, start: Start, kind: Kind) -
             page.join(15)
             page.stopped.set()
     for page in pages:
-        assert (page.problem, page.resets) == ("", 0)
+        # One of the servers was there all the while.
+        assert (page.problem, page.resets, page.put_off) == ("", 0, 0)
         assert page.numbers == [*range(published), count]
-    # A page that was told to wait, by the proxy, has met both servers as they stopped.
     assert published > 50
 
 
@@ -395,6 +403,16 @@ def test_an_apps_own_503_does_not_end_an_event_source_either(start: Start, kind:
         headers = {} if method == "GET" else EVENT_STREAM
         reply = get(proxy, "/full", method=method, headers=headers, body=b"x" if method == "POST" else None)
         assert (reply.status, reply.json()) == (503, {"error": "full"})
+
+
+@pytest.mark.parametrize("kind", [needing("nginx"), needing("haproxy")])
+def test_a_full_servers_stream_goes_to_the_other(start: Start, kind: Kind) -> None:
+    """Each stream is had, though every second one is refused first; and pages are served by both all the while."""
+    proxy = start(kind)
+    for _ in range(6):
+        with open_stream(proxy, "/half") as client:
+            assert client.next_event().event == "stream-open"
+        assert get(proxy, "/page").status == 200
 
 
 @each_proxy
