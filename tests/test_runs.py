@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from flask import abort, g, request, session
 
-from sseflask import InvalidEvent, ServerSentEvent, StreamClosed, StreamError, current_stream, heartbeat, process
-from sseflask.brokers.tasks import REMEMBERED_SECONDS
+from sseflask import InvalidEvent, ServerSentEvent, StreamClosed, StreamError, TaskState, current_stream, heartbeat, process
 from sseflask.errors import BrokerUnavailable
 from tests.live.process import wait_until
 from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, worker
@@ -21,7 +20,6 @@ from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own
 __all__ = ["make_worker", "worker"]
 
 OPEN, RESET, END, ERROR = "stream-open", "stream-reset", "stream-end", "error"
-assert REMEMBERED_SECONDS
 
 Pair = tuple[Worker, Worker]
 
@@ -262,7 +260,7 @@ class TestRun:
                 for _ in range(30):
                     yield "x" * 100
             except StreamError:
-                yield "caught"
+                return
             if when == "when due":
                 until = time.monotonic() + PATIENCE
                 while time.monotonic() < until and not current_stream.closed:
@@ -271,6 +269,8 @@ class TestRun:
         viewer = worker.watch().wait_for_end()
         assert viewer.named(ERROR)[0]["error_type"] == "too_large", viewer.body
         assert viewer.last_event_id.endswith("-end")
+        record = worker.broker.tasks.find(run_of(viewer))
+        assert record is not None and record.state is TaskState.FAILED
 
     def test_own_ids(self, worker: Worker) -> None:
         """Ids of one's own are refused where they are given; so is what a channel can't keep."""
@@ -808,7 +808,7 @@ class TestViewers:
 
     def test_watched_elsewhere(self, make_worker: MakeWorker, story: Story) -> None:
         """A client on another worker counts."""
-        pair = [tells(make_worker(shared=True), story, detach_grace=2.5) for _ in range(2)]
+        pair = [tells(make_worker(shared=True), story, detach_grace=2.0) for _ in range(2)]
         story.allow(1)
         first = pair[0].watch()
         first.wait_for(None)
@@ -816,7 +816,7 @@ class TestViewers:
         again = pair[1].watch(last_event_id=first.last_event_id)
         again.wait_for(OPEN)
         began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > 4.0, PATIENCE)
+        wait_until(lambda: time.monotonic() - began > 2.6, PATIENCE)
         assert not story.ended
         story.allow()
         again.wait_for_end()

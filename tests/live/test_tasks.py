@@ -311,7 +311,7 @@ def test_outage(serve: Serve, tmp_path: Path) -> None:
     """Redis stands still for longer than the lease: nobody is judged dead, and what is published afterwards comes."""
     redis = RedisServer(tmp_path).start()
     try:
-        env = {"SSE_BROKER_URL": json.dumps(redis.url), "SSE_BROKER_TIMEOUT": "1", "SSE_PRODUCER_LEASE": "3"}
+        env = {"SSE_BROKER_URL": json.dumps(redis.url), "SSE_BROKER_TIMEOUT": "1", "SSE_PRODUCER_LEASE": "2"}
         server = serve(APP, workers=2, env=env)
         work, watch = two(server)
         silent = start(server, work, "pausing", "silent")
@@ -322,7 +322,7 @@ def test_outage(serve: Serve, tmp_path: Path) -> None:
         server.wait_for_log("^began pausing silent run")
         redis.stand_still()
         stood = time.monotonic()
-        wait_until(lambda: time.monotonic() - stood > LEASE * 1.4, PATIENCE)
+        wait_until(lambda: time.monotonic() - stood > 2.0 * 1.4, PATIENCE)
         redis.go_on()
         # Shorter than the lease: who publishes meanwhile waits.
         counting = start(server, work, "counting", "outage", count=40)
@@ -330,7 +330,7 @@ def test_outage(serve: Serve, tmp_path: Path) -> None:
         viewers[-1].event_where(lambda event: event.event == "message", PATIENCE)
         redis.stand_still()
         stood = time.monotonic()
-        wait_until(lambda: time.monotonic() - stood > LEASE * 0.4, PATIENCE)
+        wait_until(lambda: time.monotonic() - stood > 2.0 * 0.4, PATIENCE)
         redis.go_on()
         read_all(viewers, PATIENCE)
         for viewer, count in zip(viewers, (2, 2, 40), strict=True):
