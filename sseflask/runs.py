@@ -204,7 +204,6 @@ class FirstViewer:
         tasks, run = self._watch.tasks, self._run
         broker, channel = tasks.broker, run.channel
         broker.prepare((channel,), str(RunId(run.task_id, 0)))
-        is_new = tasks.create(run, {"kind": "run", "match": self._watch.match, "ends_channel": True})
         cursor = _cursor(broker, channel, RunId(run.task_id, 0), is_over=False)
         watching = Subscription(
             broker, Selection((channel,)), Beginning(cursor or 0, b"", False), tasks.settings, self._stream, has_snapshot=True
@@ -212,6 +211,12 @@ class FirstViewer:
         if not watching.start(runner, response):
             self.discard()
             return False
+        try:
+            # Only now: a record of what never begins would keep its key.
+            is_new = tasks.create(run, {"kind": "run", "match": self._watch.match, "ends_channel": True})
+        except BrokerUnavailable:
+            watching.interrupt()
+            raise
         if is_new:
             tasks.begin(run, lambda: self._producer.start(runner, response))
         else:

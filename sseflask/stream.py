@@ -441,6 +441,9 @@ class Stream:
         """Ends the stream because the worker leaves, without a word to the client but that of its own end."""
         self.end(CloseReason.SHUTDOWN, interruption=StreamClosed(CloseReason.SHUTDOWN))
 
+    def tell_end(self) -> None:
+        """Tells the end of a stream that others know of; of one that is its client's alone there is nothing to tell."""
+
     def discard(self, reason: CloseReason) -> None:
         """Ends a stream whose producer never began, without a word to the client."""
         if self.end(reason):

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from flask import abort, g, request, session
 
-from sseflask import InvalidEvent, ServerSentEvent, StreamClosed, StreamError, current_stream, heartbeat, process
-from sseflask.brokers.tasks import REMEMBERED_SECONDS
+from sseflask import InvalidEvent, ServerSentEvent, StreamClosed, StreamError, TaskState, current_stream, heartbeat, process
 from sseflask.errors import BrokerUnavailable
 from tests.live.process import wait_until
 from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, worker
@@ -21,7 +20,6 @@ from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own
 __all__ = ["make_worker", "worker"]
 
 OPEN, RESET, END, ERROR = "stream-open", "stream-reset", "stream-end", "error"
-assert REMEMBERED_SECONDS
 
 Pair = tuple[Worker, Worker]
 
@@ -262,7 +260,7 @@ class TestRun:
                 for _ in range(30):
                     yield "x" * 100
             except StreamError:
-                yield "caught"
+                return
             if when == "when due":
                 until = time.monotonic() + PATIENCE
                 while time.monotonic() < until and not current_stream.closed:
@@ -271,6 +269,8 @@ class TestRun:
         viewer = worker.watch().wait_for_end()
         assert viewer.named(ERROR)[0]["error_type"] == "too_large", viewer.body
         assert viewer.last_event_id.endswith("-end")
+        record = worker.broker.tasks.find(run_of(viewer))
+        assert record is not None and record.state is TaskState.FAILED
 
     def test_own_ids(self, worker: Worker) -> None:
         """Ids of one's own are refused where they are given; so is what a channel can't keep."""
@@ -808,7 +808,7 @@ class TestViewers:
 
     def test_watched_elsewhere(self, make_worker: MakeWorker, story: Story) -> None:
         """A client on another worker counts."""
-        pair = [tells(make_worker(shared=True), story, detach_grace=2.5) for _ in range(2)]
+        pair = [tells(make_worker(shared=True), story, detach_grace=2.0) for _ in range(2)]
         story.allow(1)
         first = pair[0].watch()
         first.wait_for(None)
@@ -816,11 +816,27 @@ class TestViewers:
         again = pair[1].watch(last_event_id=first.last_event_id)
         again.wait_for(OPEN)
         began = time.monotonic()
-        wait_until(lambda: time.monotonic() - began > 4.0, PATIENCE)
+        wait_until(lambda: time.monotonic() - began > 2.6, PATIENCE)
         assert not story.ended
         story.allow()
         again.wait_for_end()
         assert story.ended == ["returned"] and story.runs == 1
+
+    def test_killed_viewers(self, make_worker: MakeWorker, story: Story) -> None:
+        """The clients of a worker that was killed count until its report has had its time, and no longer."""
+        worker = tells(make_worker(shared=True), story, detach_grace=0.2)
+        story.allow(1)
+        first = worker.watch()
+        first.wait_for(None)
+        channel = f"-/run/{run_of(first)}"
+        # What the other one said last.
+        worker.broker.store.report("killed", {channel: 1}, 1.5)  # type: ignore[attr-defined]
+        first.hang_up()
+        assert not story.ended
+        counts = worker.broker.store.counts  # type: ignore[attr-defined]
+        while counts([channel])[channel]:
+            assert not story.ended
+        wait_until(lambda: story.ended == ["abandoned"], PATIENCE)
 
     def test_last_word(self, worker: Worker) -> None:
         """A run that is cancelled tells its clients what waited, and that it was."""
@@ -962,6 +978,24 @@ class TestRequests:
         replies = [worker.watch(method="POST", headers={"Idempotency-Key": "key"}).wait_for_end() for _ in range(4)]
         assert [reply.status for reply in replies] == [503, 503, 200, 200]
         assert [reply.data for reply in replies[2:]] == [["now"], ["now"]] and len(attempts) == 3
+
+    def test_key_after_an_outage(self, single: Worker, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A request that was refused since the broker was away may be sent again with its key, and runs then."""
+        story.allow()
+        headers = {"Idempotency-Key": "key"}
+        tasks = single.broker.tasks
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise BrokerUnavailable("away")
+
+        for owner, name in ((single.broker, "prepare"), (single.broker, "subscribe"), (tasks, "create")):
+            with monkeypatch.context() as away:
+                away.setattr(owner, name, fail)
+                assert single.watch(method="POST", headers=headers).wait_for_end().status == 503
+            wait_until(lambda: not process.current().streams, PATIENCE)
+        assert story.runs == 0
+        assert single.watch(method="POST", headers=headers).wait_for_end().text == story.text
+        assert story.runs == 1
 
     def test_resumed_post(self, worker: Worker) -> None:
         """A POST is resumed by a POST; its body has been read before."""

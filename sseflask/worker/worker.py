@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import random
 import time
 from pathlib import Path
@@ -32,8 +31,10 @@ WATCH_SECONDS = 0.05
 SPREAD = 0.9
 #: Seconds after `SSE_DRAIN_SECONDS` for clients to close their side of what has ended; a slow one could lose its last bytes else.
 LINGER_SECONDS = 0.5
-#: The part of gunicorn's `graceful_timeout` for which tasks and resumable runs go on; the rest is for their `finally`.
+#: The part of gunicorn's `graceful_timeout` for which tasks and resumable runs go on, and that at whose end those that are still
+#: in their `finally` are said to have failed: gunicorn kills the worker at the end of it all.
 WORK_ON: Final = 0.8
+TELL: Final = 0.9
 
 #: Seconds between two times that a worker writes its numbers down for the others.
 NUMBERS_SECONDS: Final = 1.0
@@ -122,6 +123,8 @@ class StreamWorker(GeventWorker):
         self._drain_began = began = time.monotonic()
         here = process.current()
         here.draining = True
+        # By itself: gunicorn's own waiting for requests may take all the time that there is.
+        gevent.spawn(self._end_work, began)
         streams = list(here.streams)
         random.shuffle(streams)
         for index, stream in enumerate(streams):
@@ -140,20 +143,22 @@ class StreamWorker(GeventWorker):
                 )
             gevent.sleep(NUMBERS_SECONDS)
 
+    def _end_work(self, began: float) -> None:
+        """Lets tasks and resumable runs go on for a while, ends what is left, and tells the end of what doesn't end then."""
+        detached = process.current().detached
+        for part in (WORK_ON, TELL):
+            gevent.sleep(max(began + self.cfg.graceful_timeout * part - time.monotonic(), 0))
+            for stream in list(detached):
+                call_all([stream.stop if part == WORK_ON else stream.tell_end])
+
     def _wait_for_streams(self) -> None:
         began = self._drain_began if self._drain_began is not None else time.monotonic()
         here = process.current()
         streams, detached = here.streams, here.detached
         lingers_until = began + self._drain_seconds + LINGER_SECONDS
-        stops_at = began + self.cfg.graceful_timeout * WORK_ON
         while streams or detached or (len(self._poller) and time.monotonic() < lingers_until):
-            now = time.monotonic()
-            if now >= began + self.cfg.graceful_timeout:
+            if time.monotonic() >= began + self.cfg.graceful_timeout:
                 break
-            if now >= stops_at:
-                stops_at = math.inf
-                for stream in list(detached):
-                    stream.stop()
             self.notify()
             gevent.sleep(WATCH_SECONDS)
         if streams:

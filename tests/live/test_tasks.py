@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -18,6 +19,9 @@ from tests.live.client import StreamClient, get, open_stream, read_all
 from tests.live.process import is_alive, wait_until
 from tests.live.server import Server
 from tests.redis import RedisServer, needs_redis
+from tests.viewers import MakeWorker, make_worker
+
+__all__ = ["make_worker"]
 
 APP: Final = "tests.live.apps.tasks_app:app"
 #: As in the app: seconds within which the death of a worker is noticed; and what a busy machine may take besides.
@@ -27,17 +31,33 @@ PATIENCE: Final = 20.0
 ENDS: Final = ("task_completed", "task_failed", "task_cancelled", "stream-end", "error")
 
 
-@pytest.fixture(scope="module", params=["auto", pytest.param("redis", marks=needs_redis)])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two workers that share a broker, for all tests that need no settings of their own; who kills one has another afterwards."""
-    directory = tmp_path_factory.mktemp("server")
-    env: dict[str, str] = {}
-    with contextlib.ExitStack() as opened:
-        if request.param == "redis":
-            redis = RedisServer(tmp_path_factory.mktemp("redis")).start()
-            opened.callback(redis.close)
-            env["SSE_BROKER_URL"] = json.dumps(redis.url)
-        yield opened.enter_context(Server(APP, directory, workers=2, env=env))
+@pytest.fixture(scope="module")
+def auto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two workers that share what their gunicorn makes for them; who kills one has another afterwards."""
+    with Server(APP, tmp_path_factory.mktemp("server"), workers=2) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that stays."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def on_redis(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two workers on a Redis."""
+    with Server(APP, tmp_path_factory.mktemp("server"), workers=2, env={"SSE_BROKER_URL": json.dumps(redis.url)}) as server:
+        yield server
+
+
+@pytest.fixture(params=["auto", pytest.param("on_redis", marks=needs_redis)])
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each of them."""
+    found: Server = request.getfixturevalue(request.param)
+    return found
 
 
 def target(path: str, **query: object) -> str:
@@ -196,41 +216,41 @@ class TestEnds:
             server.wait_for_log(rf"^finally sleeping {name} {reason}$", PATIENCE)
         wait_until(lambda: stats(server, here)["detached"] == 0, PATIENCE)
 
-    def test_abandoned(self, server: Server) -> None:
+    def test_abandoned(self, auto: Server) -> None:
         """A run whose client has gone is cancelled after its grace; one whose client comes back, to another worker, is not."""
-        here, there = two(server)
+        here, there = two(auto)
         path = target("/run/short", name="kept")
-        left, kept = (on_worker(server, here, one) for one in (target("/run/short", name="left"), path))
+        left, kept = (on_worker(auto, here, one) for one in (target("/run/short", name="left"), path))
         for client in (left, kept):
             client.event_where(lambda event: event.event == "message")
             client.hang_up()
-        again = resumed(server, kept, there, path)
-        server.wait_for_log(r"^finally sleeping left abandoned$", PATIENCE)
+        again = resumed(auto, kept, there, path)
+        auto.wait_for_log(r"^finally sleeping left abandoned$", PATIENCE)
         # As long again as it took the other one.
         began = time.monotonic()
         wait_until(lambda: time.monotonic() - began > 2.0, PATIENCE)
-        assert "finally sleeping kept" not in server.log()
+        assert "finally sleeping kept" not in auto.log()
         again.hang_up()
-        server.wait_for_log(r"^finally sleeping kept abandoned$", PATIENCE)
-        gone = resumed(server, kept, None, path)
+        auto.wait_for_log(r"^finally sleeping kept abandoned$", PATIENCE)
+        gone = resumed(auto, kept, None, path)
         gone.read_until_closed()
         assert [event.event for event in gone.arrived] == ["stream-reset", "stream-end"]
-        assert resumed(server, gone, None, path).status == 204
+        assert resumed(auto, gone, None, path).status == 204
 
-    def test_from_everywhere(self, server: Server) -> None:
+    def test_from_everywhere(self, auto: Server) -> None:
         """A task is started from a request, a greenlet and a native thread, and may itself work in native threads."""
         tasks = [
-            start(server, None, kind, "everywhere", **{"from": place})
+            start(auto, None, kind, "everywhere", **{"from": place})
             for place in ("request", "greenlet", "thread")
             for kind in ("counting", "in_threads")
         ]
-        viewers = [on_worker(server, None, f"/tasks/{task['id']}") for task in tasks]
+        viewers = [on_worker(auto, None, f"/tasks/{task['id']}") for task in tasks]
         read_all(viewers, PATIENCE)
         assert [viewer.arrived[-1].json().get("result") for viewer in viewers] == [10, 20] * 3
 
-    def test_text(self, server: Server) -> None:
+    def test_text(self, auto: Server) -> None:
         """Tokens of a run are joined, in time and in order, also what comes last long before the end."""
-        client = on_worker(server, None, target("/run/text", count=200))
+        client = on_worker(auto, None, target("/run/text", count=200))
 
         def text() -> str:
             client.read_available()
@@ -245,30 +265,28 @@ class TestEnds:
         assert len(names) < 60
         client.read_until_closed(PATIENCE)
 
-    def test_nothing_stays(self, server: Server) -> None:
+    def test_nothing_stays(self, auto: Server) -> None:
         """A worker that has done much work has no more greenlets, threads and files than before."""
-        here, _ = two(server)
+        here, _ = two(auto)
 
         def work(count: int) -> None:
-            clients = [on_worker(server, None, target("/run", name="nothing-stays", count=3, pace=0.001)) for _ in range(count)]
-            tasks = [
-                get(server, "/start/counting?name=nothing-stays&count=3&pace=0.001", method="POST").json() for _ in range(count)
-            ]
-            clients += [on_worker(server, None, f"/tasks/{task['id']}") for task in tasks]
+            clients = [on_worker(auto, None, target("/run", name="nothing-stays", count=3, pace=0.001)) for _ in range(count)]
+            tasks = [get(auto, "/start/counting?name=nothing-stays&count=3&pace=0.001", method="POST").json() for _ in range(count)]
+            clients += [on_worker(auto, None, f"/tasks/{task['id']}") for task in tasks]
             read_all(clients, PATIENCE)
 
         def is_idle() -> bool:
-            found = stats(server, here)
+            found = stats(auto, here)
             assert found["detached"] == found["streams"] == 0, found
             return True
 
         work(10)
         wait_until(is_idle, PATIENCE)
-        before = stats(server, here)
+        before = stats(auto, here)
         work(20)
 
         def is_as_before() -> bool:
-            after = stats(server, here)
+            after = stats(auto, here)
             assert after["detached"] == after["streams"] == 0, after
             assert after["greenlets"] <= before["greenlets"] + 3, (before, after)
             assert after["threads"] <= before["threads"] + 1 and after["files"] <= before["files"] + 4, (before, after)
@@ -276,11 +294,11 @@ class TestEnds:
 
         wait_until(is_as_before, PATIENCE)
 
-    def test_blocked(self, server: Server) -> None:
+    def test_blocked(self, auto: Server) -> None:
         """A worker whose hub is blocked for longer than the lease isn't dead, and its work goes on."""
-        work, watch = two(server)
-        task = start(server, work, "blocking", "blocked")
-        viewer = on_worker(server, watch, f"/tasks/{task['id']}")
+        work, watch = two(auto)
+        task = start(auto, work, "blocking", "blocked")
+        viewer = on_worker(auto, watch, f"/tasks/{task['id']}")
         viewer.read_until_closed(LEASE * 1.5 + PATIENCE)
         assert viewer.arrived[-1].event == "task_completed", viewer.arrived[-1]
         seen = numbers(viewer)
@@ -289,27 +307,35 @@ class TestEnds:
 
 
 @needs_redis
-def test_outage(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Redis stands still for longer than the lease: nobody is judged dead, and nothing is lost."""
-    redis = RedisServer(tmp_path_factory.mktemp("redis")).start()
+def test_outage(serve: Serve, tmp_path: Path) -> None:
+    """Redis stands still for longer than the lease: nobody is judged dead, and what is published afterwards comes."""
+    redis = RedisServer(tmp_path).start()
     try:
-        env = {"SSE_BROKER_URL": json.dumps(redis.url), "SSE_BROKER_TIMEOUT": "1", "SSE_PRODUCER_LEASE": "3"}
+        env = {"SSE_BROKER_URL": json.dumps(redis.url), "SSE_BROKER_TIMEOUT": "1", "SSE_PRODUCER_LEASE": "2"}
         server = serve(APP, workers=2, env=env)
         work, watch = two(server)
-        task = start(server, work, "counting", "outage", count=60)
-        run = on_worker(server, work, target("/run", name="outage-run", count=60))
-        viewers = [on_worker(server, watch, f"/tasks/{task['id']}"), run]
+        silent = start(server, work, "pausing", "silent")
+        viewers = [on_worker(server, watch, f"/tasks/{silent['id']}")]
+        viewers += [on_worker(server, work, target("/run/pausing", name="silent run"))]
         for viewer in viewers:
-            viewer.event_where(lambda event: event.event == "message", PATIENCE)
+            viewer.event_where(lambda event: event.event == "stream-open", PATIENCE)
+        server.wait_for_log("^began pausing silent run")
         redis.stand_still()
-        # Shorter than the work waits in all, which is one lease for each publish, but longer than one for who watches.
         stood = time.monotonic()
-        wait_until(lambda: time.monotonic() - stood > 2.4, PATIENCE)
+        wait_until(lambda: time.monotonic() - stood > 2.0 * 1.4, PATIENCE)
+        redis.go_on()
+        # Shorter than the lease: who publishes meanwhile waits.
+        counting = start(server, work, "counting", "outage", count=40)
+        viewers.append(on_worker(server, watch, f"/tasks/{counting['id']}"))
+        viewers[-1].event_where(lambda event: event.event == "message", PATIENCE)
+        redis.stand_still()
+        stood = time.monotonic()
+        wait_until(lambda: time.monotonic() - stood > 2.0 * 0.4, PATIENCE)
         redis.go_on()
         read_all(viewers, PATIENCE)
-        for viewer in viewers:
+        for viewer, count in zip(viewers, (2, 2, 40), strict=True):
             seen = numbers(viewer)
-            assert seen == list(range(seen[0], 60)), (viewer, seen)
+            assert seen == list(range(seen[0], count)), (viewer, seen)
             assert viewer.arrived[-1].event in ("task_completed", "stream-end")
     finally:
         redis.close()
@@ -353,6 +379,20 @@ def test_stop(serve: Serve) -> None:
     assert server.wait_for_exit(PATIENCE) == 0
     assert "finally counting quick returned" in server.log() and "Traceback" not in server.log()
     assert time.monotonic() - began < 15
+
+
+@needs_redis
+def test_stop_in_time(serve: Serve, redis: RedisServer, make_worker: MakeWorker) -> None:
+    """What isn't done when a worker must leave is failed by itself, before gunicorn kills it: nobody has to wait for its lease."""
+    server = serve(APP, args=["--graceful-timeout", "3"], env={"SSE_DRAIN_SECONDS": "0.5", "SSE_BROKER_URL": json.dumps(redis.url)})
+    tasks = [start(server, None, "sleeping", f"stopped-{slow}", slow=slow) for slow in (0, 60)]
+    server.signal(signal.SIGTERM)
+    server.wait_for_exit(PATIENCE)
+    here = make_worker(SSE_BROKER_URL=redis.url)
+    for task in tasks:
+        found = here.sse.task(task["id"])
+        assert found is not None and found.state == "failed", (task, found and found.state)
+        assert found.error == "the server was stopped before the work was done"
 
 
 def test_max_requests(serve: Serve) -> None:

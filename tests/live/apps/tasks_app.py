@@ -99,7 +99,15 @@ def blocking(name: str) -> Iterator[Any]:
     yield {"n": 1}
 
 
-WORK = {"counting": counting, "sleeping": sleeping, "in_threads": in_threads, "blocking": blocking}
+def pausing(name: str) -> Iterator[Any]:
+    """Is silent for two leases."""
+    say("began pausing", name)
+    yield {"n": 0}
+    time.sleep(app.config["SSE_PRODUCER_LEASE"] * 2)
+    yield {"n": 1}
+
+
+WORK = {"counting": counting, "sleeping": sleeping, "in_threads": in_threads, "blocking": blocking, "pausing": pausing}
 
 
 @app.post("/start/<kind>")
@@ -168,6 +176,13 @@ def sleeping_run() -> Iterator[Any]:
 def short_run() -> Iterator[Any]:
     """One that waits for its client for a second."""
     yield from sleeping(request.args["name"])
+
+
+@app.get("/run/pausing")
+@sse.stream(resumable=True)
+def pausing_run() -> Iterator[Any]:
+    """One that is silent for long."""
+    yield from pausing(request.args["name"])
 
 
 @app.get("/run/text")
