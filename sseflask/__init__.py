@@ -29,7 +29,7 @@ from .signals import event_published, stream_closed, stream_opened, subscriber_d
 from .state import CloseReason
 from .stream import Stream
 from .tasks import Task
-from .track import current_task, each, track
+from .progress import current_task, each, track
 
 __all__ = [
     "SSE",

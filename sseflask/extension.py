@@ -17,7 +17,7 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 from flask import Blueprint, Flask, Response, current_app, has_request_context, request
 from flask.sansio.app import App
 
-from . import auth, cli, process, runs, signals, track, viewer, views
+from . import auth, cli, process, progress, runs, signals, viewer, views
 from .auth import Authorize
 from .brokers import Broker, make_broker
 from .channel import Channel, checked_event, checked_name, one_name
@@ -593,7 +593,7 @@ class SSE(Blueprint):
         self, items: Iterable[T], process: Callable[[T], Any], event: str = "content", *, key: Callable[[T], object] | None = None
     ) -> Iterator[ServerSentEvent]:
         """Yields an event for each item, going on where one fails; see `sseflask.each`."""
-        return track.each(items, process, event, key=key)
+        return progress.each(items, process, event, key=key)
 
     def check_count(self, channels: tuple[str, ...]) -> None:
         """Checks that a subscription to so many channels can be had.

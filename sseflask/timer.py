@@ -196,10 +196,14 @@ class Flusher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._due or (early := self._due[0][0] - time.monotonic()) > 0:
-                    self._changed.wait(early if self._due else None)
+                while (early := self._early()) is None or early > 0:
+                    self._changed.wait(early)
                 _, _, stream = heapq.heappop(self._due)
             try:
                 stream.flush()
             except Exception:
                 log.exception("what %r held back could not be written", stream, extra=stream.log_extra)
+
+    def _early(self) -> float | None:
+        """Seconds until the next stream is due; None while none is."""
+        return self._due[0][0] - time.monotonic() if self._due else None

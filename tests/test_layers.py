@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
+import sseflask
+
 PACKAGE = Path(__file__).resolve().parents[1] / "sseflask"
 
 # Lowest first. A module, or a subpackage as a whole, uses only floors below its own; neighbours on a floor don't know each other.
@@ -35,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("response",),
     ("detached", "lease", "metrics", "worker"),
     ("tasks",),
-    ("auth", "control", "runs", "track", "viewer"),
+    ("auth", "control", "progress", "runs", "viewer"),
     ("cli", "views"),
     ("extension",),
     ("client", "testing", "publisher", "compat"),
@@ -290,3 +292,10 @@ def test_a_primitive_at_import_is_found() -> None:
     """
     found = primitive_faults(textwrap.dedent(source), "sseflask.stream")
     assert [fault.split()[0] for fault in found] == ["sseflask.stream:4", "sseflask.stream:6", "sseflask.stream:7"]
+
+
+def test_no_module_has_the_name_of_something_public() -> None:
+    """What `sseflask` gives its users by a name isn't also a module of that name, which would take its place (STREAMS 19)."""
+    modules = {path.stem if path.suffix else path.name for path in PACKAGE.iterdir()}
+    public = {name for name in sseflask.__all__ if name.islower()}
+    assert not modules & public

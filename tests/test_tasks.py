@@ -1074,7 +1074,7 @@ class TestTrack:
 
     def test_in_between(self, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is told between is what has been done, and only goes up."""
-        monkeypatch.setattr(sys.modules["sseflask.track"], "TRACK_SECONDS", 0.0)
+        monkeypatch.setattr(sys.modules["sseflask.progress"], "TRACK_SECONDS", 0.0)
         _, found = self.progresses(worker, lambda: [nothing(item) for item in track(range(5))] and None)
         assert [progress["current"] for progress in found] == [0, 1, 2, 3, 4, 5]
 
