@@ -17,7 +17,7 @@ from typing import Any, Final, ParamSpec, TypeVar, overload
 from flask import Blueprint, Flask, Response, current_app, has_request_context, request
 from flask.sansio.app import App
 
-from . import auth, cli, process, runs, signals, track, viewer, views
+from . import auth, cli, process, runs, signals, viewer, views
 from .auth import Authorize
 from .brokers import Broker, make_broker
 from .channel import Channel, checked_event, checked_name, one_name
@@ -32,6 +32,7 @@ from .response import UNAVAILABLE, EventSourceResponse, SubscriptionResponse, la
 from .stream import is_final_id
 from .subscription import Filter, Selection, Snapshot
 from .tasks import Task, Tasks
+from .track import each
 
 log = logging.getLogger("sseflask.broker")
 
@@ -593,7 +594,7 @@ class SSE(Blueprint):
         self, items: Iterable[T], process: Callable[[T], Any], event: str = "content", *, key: Callable[[T], object] | None = None
     ) -> Iterator[ServerSentEvent]:
         """Yields an event for each item, going on where one fails; see `sseflask.each`."""
-        return track.each(items, process, event, key=key)
+        return each(items, process, event, key=key)
 
     def check_count(self, channels: tuple[str, ...]) -> None:
         """Checks that a subscription to so many channels can be had.

@@ -196,8 +196,8 @@ class Flusher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._due or (early := self._due[0][0] - time.monotonic()) > 0:
-                    self._changed.wait(early if self._due else None)
+                while (early := self._due[0][0] - time.monotonic() if self._due else None) is None or early > 0:
+                    self._changed.wait(early)
                 _, _, stream = heapq.heappop(self._due)
             try:
                 stream.flush()
