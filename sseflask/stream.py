@@ -274,9 +274,11 @@ class Stream:
         if coalescer is None:
             self._write_item(item)
             return
-        before = coalescer.due
+        before, now = coalescer.due, time.monotonic()
+        # Whoever yields without a pause gives way by this, though nothing is written yet.
+        self.last_write = now
         with self._putting:
-            for ready in coalescer.add(item, time.monotonic()):
+            for ready in coalescer.add(item, now):
                 self._write_item(ready)
         self._raise_if_ended()
         due = coalescer.due
