@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("detached", "lease", "metrics", "worker"),
     ("tasks",),
     ("auth", "control", "runs", "track", "viewer"),
+    ("dashboard",),
     ("cli", "views"),
     ("extension",),
     ("client", "testing", "publisher", "compat"),
