@@ -287,10 +287,10 @@ const channels = new Rows(
     if (row.dataset.recent === text) return;
     row.dataset.recent = text;
     const most = Math.max(1, ...recent);
-    const width = 96 / (recent.length || 1);
+    const width = 96 / Math.max(recent.length, 1);
     const bars = recent.map((count, index) => {
-      const height = count ? Math.max((22 * count) / most, 2) : 0.75;
-      return drawn("rect", { x: index * width, y: 22 - height, width: width - 1.5, height });
+      const height = count ? Math.max((22 * count) / most, 3) : 1;
+      return drawn("rect", { x: index * width, y: 22 - height, width: width - 2, height });
     });
     row.children[3].firstChild.replaceChildren(...bars);
   },

@@ -135,6 +135,19 @@ def test_five_hundred_streams(page: Page, serve: Serve, tmp_path: Path, console:
         expect(event).to_contain_text("greeting")
         assert event.locator("td").nth(3).inner_text() in of(page, "outcome").inner_text()
 
+        # Both looks, and a small screen.
+        of(page, "search").fill("")
+        expect(rows).to_have_count(25)
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            contrast, where = page.evaluate(LEAST_CONTRAST)
+            assert contrast >= CONTRAST, (scheme, where)
+            page.screenshot(path=ARTEFACTS / f"dashboard-{scheme}.png", full_page=True)
+        page.set_viewport_size({"width": 320, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        page.screenshot(path=ARTEFACTS / "dashboard-small.png", full_page=True)
+
         # Who may not, is told, and a token helps.
         console.allow(r"status of 403 .*/events/")
         of(page, "channel").fill("secret:plans")
@@ -148,19 +161,6 @@ def test_five_hundred_streams(page: Page, serve: Serve, tmp_path: Path, console:
         expect(of(page, "tail-state")).to_have_text("Tailing secret:plans.")
         of(page, "tail").click()
         expect(of(page, "tail-state")).to_have_text("secret:plans is no longer tailed.")
-
-        # Both looks, and a small screen.
-        of(page, "search").fill("")
-        expect(rows).to_have_count(25)
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-            contrast, where = page.evaluate(LEAST_CONTRAST)
-            assert contrast >= CONTRAST, (scheme, where)
-            page.screenshot(path=ARTEFACTS / f"dashboard-{scheme}.png", full_page=True)
-        page.set_viewport_size({"width": 320, "height": 700})
-        assert page.evaluate("document.documentElement.scrollWidth") <= 320
-        page.screenshot(path=ARTEFACTS / "dashboard-small.png")
 
         # What hangs up is gone from the page.
         for member in crowd.members[:400]:
