@@ -15,11 +15,12 @@ import pytest
 from flask import Flask
 from werkzeug.test import TestResponse
 
-from sseflask import SSE, CloseReason, EventDecoder, dashboard, process
+from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, dashboard, process
 from sseflask.brokers import Broker, make_broker
 from sseflask.config import Settings
 from sseflask.dashboard import Shared
 from sseflask.ledger import Ledger
+from tests.live.process import wait_until
 from tests.test_subscription import World
 
 STATIC: Final = Path(dashboard.__file__).with_name("static")
@@ -199,8 +200,13 @@ class TestChannels:
             broker.subscribe(("near", "-/own"), Subscriber())  # type: ignore[arg-type]
             found = listed(app)["channels"]
             assert [(channel["name"], channel["streams"]) for channel in found] == [("news", 40), ("far", 2), ("near", 1)]
-            # Of what it doesn't read, this process knows no rate.
+            # Of what it doesn't read, this process knows no rate; it reads it while somebody goes on asking.
             assert [channel["rate"] for channel in found] == [None, None, 0]
+            left: dict[str, float] = broker._left  # type: ignore[attr-defined]
+            before = left["news"]
+            elsewhere.publish("news", ServerSentEvent("a"))
+            wait_until(lambda: listed(app)["channels"][0]["rate"] > 0, 20, "the other process's event")
+            assert left["news"] > before and "near" not in left and listed(app)["channels"][1]["rate"] == 0
         finally:
             broker.close()
             elsewhere.close()

@@ -164,7 +164,7 @@ const workers = new Rows(
     head.scope = "row";
     row.append(head);
     for (let column = 0; column < 5; column++) row.append(make("td", "number"));
-    row.append(make("td"));
+    row.append(make("td", "plain"));
     return row;
   },
   (row, { now, then, seconds }) => {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import signal
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +16,7 @@ from tests.browser.conftest import Console
 from tests.conftest import Serve
 from tests.live.client import get, open_stream
 from tests.live.crowd import Crowd, many_files
+from tests.live.process import wait_until
 from tests.live.server import ROOT, Server
 
 APP: Final = "tests.live.apps.dashboard_app:app"
@@ -80,7 +84,7 @@ def test_five_hundred_streams(page: Page, serve: Serve, tmp_path: Path, console:
     """It shows 500 streams of two workers, their rates and ends; a channel is found, tailed and published to by keys alone."""
     url = f"sqlite:///{tmp_path}/events.db"
     with many_files(STREAMS), Publisher(url) as publisher:
-        server = serve(APP, workers=2, env={"SSE_BROKER_URL": f'"{url}"'})
+        server = serve(APP, workers=2, env={"SSE_BROKER_URL": f'"{url}"', "SSE_DRAIN_SECONDS": "0.5"})
         page.emulate_media(color_scheme="light")
         open_dashboard(page, server)
         crowd = Crowd()
@@ -100,6 +104,19 @@ def test_five_hundred_streams(page: Page, serve: Serve, tmp_path: Path, console:
         crowd.read_until(
             lambda member: len(member.seen.get("job:7", [])) == 40, [m for m in crowd.members if m.path.endswith("job:7")]
         )
+        rate = (
+            of(page, "channels").locator("tr", has=page.get_by_role("button", name="Tail job:7", exact=True)).locator("td").nth(1)
+        )
+        of(page, "search").fill("job:7")
+        numbers = itertools.count(40)
+
+        def is_busy() -> bool:
+            # The worker that answers may only begin to read the channel when it is asked.
+            publisher.publish({"series": "job:7", "n": next(numbers)}, channel="job:7")
+            return bool(re.search("[1-9]", rate.inner_text()))
+
+        wait_until(is_busy, 20, "the rate of a channel")
+        of(page, "search").fill("")
         label = page.locator("[data-chart=delivered] svg")
         expect(label).not_to_have_attribute("aria-label", "Events delivered a second: nothing is known yet")
 
@@ -166,3 +183,9 @@ def test_five_hundred_streams(page: Page, serve: Serve, tmp_path: Path, console:
         for member in crowd.members[:400]:
             crowd.leave(member)
         expect(of(page, "streams")).to_have_text(str(STREAMS - 400 + 1), timeout=20_000)
+
+        # It keeps no worker from leaving.
+        console.allow("net::ERR_")
+        server.signal(signal.SIGTERM)
+        server.wait_for_exit(25)
+        expect(of(page, "connection")).to_have_text("Connecting")
