@@ -162,19 +162,18 @@ const workers = new Rows(
     const row = make("tr");
     const head = make("th", "", pid);
     head.scope = "row";
-    row.append(head);
+    row.append(head, make("td", "plain"));
     for (let column = 0; column < 5; column++) row.append(make("td", "number"));
-    row.append(make("td", "plain"));
     return row;
   },
   (row, { now, then, seconds }) => {
     const cells = row.children;
-    write(cells[1], whole.format(now.streams));
-    write(cells[2], quantity(rate(now.events_sent, then?.events_sent, seconds)));
-    write(cells[3], quantity(rate(now.events_published, then?.events_published, seconds)));
-    write(cells[4], milliseconds(now.lag_seconds));
-    write(cells[5], milliseconds(now.max_lag_seconds));
-    write(cells[6], now.draining ? "stopping" : now.broker_up ? "running" : "without its broker");
+    write(cells[1], now.draining ? "stopping" : now.broker_up ? "running" : "without its broker");
+    write(cells[2], whole.format(now.streams));
+    write(cells[3], quantity(rate(now.events_sent, then?.events_sent, seconds)));
+    write(cells[4], quantity(rate(now.events_published, then?.events_published, seconds)));
+    write(cells[5], milliseconds(now.lag_seconds));
+    write(cells[6], milliseconds(now.max_lag_seconds));
   },
 );
 
