@@ -29,8 +29,9 @@ const byId = (id) => document.getElementById(id);
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const fine = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
+const small = new Intl.NumberFormat("en", { maximumSignificantDigits: 2 });
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const quantity = (number) => (number < 10 ? fine : whole).format(number);
+const quantity = (number) => (number < 10 ? small : whole).format(number);
 const milliseconds = (seconds) => `${quantity(seconds * 1000)} ms`;
 const total = (counts) => Object.values(counts ?? {}).reduce((sum, count) => sum + count, 0);
 
