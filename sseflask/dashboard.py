@@ -33,6 +33,9 @@ POLICY: Final = (
 #: Seconds between two events of the page's stream, and for which what they were made of serves all who look.
 INTERVAL: Final = 1.0
 FRESH_SECONDS: Final = 0.9
+#: What takes long serves for longer: for so many times what it took, and so many seconds at the most.
+FRESH_TIMES: Final = 50
+FRESH_SECONDS_MOST: Final = 5.0
 #: Seconds after which whoever looks is asked anew whether they may.
 CHECKED_SECONDS: Final = 600.0
 #: Channels that one answer has at the most, and where nothing else is said.
@@ -79,17 +82,20 @@ class Shared(Generic[T]):
 
     def __init__(self) -> None:
         self.taken_at = 0.0
+        self._fresh_seconds = FRESH_SECONDS
         self._found: T | None = None
         self._is_taking = False
 
     def get(self, take: Callable[[], T]) -> T:
         """It, taken anew if it isn't fresh; while somebody takes it, the others get what there was."""
-        if self._found is not None and (self._is_taking or time.monotonic() - self.taken_at < FRESH_SECONDS):
+        if self._found is not None and (self._is_taking or time.monotonic() - self.taken_at < self._fresh_seconds):
             return self._found
         self._is_taking = True
+        began = time.monotonic()
         try:
             self._found = take()
             self.taken_at = time.monotonic()
+            self._fresh_seconds = min(max(FRESH_SECONDS, FRESH_TIMES * (self.taken_at - began)), FRESH_SECONDS_MOST)
         finally:
             self._is_taking = False
         return self._found

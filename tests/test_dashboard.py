@@ -276,7 +276,7 @@ class TestStream:
         shared: Shared[int] = Shared()
         numbers = itertools.count()
         assert [shared.get(lambda: next(numbers)) for _ in range(3)] == [0, 0, 0]
-        shared.taken_at -= 1
+        shared.taken_at -= 1000
         assert shared.get(lambda: (shared.get(lambda: -1), next(numbers))[1]) == 1
         with pytest.raises(OSError):
             Shared[int]().get(lambda: (_ for _ in ()).throw(OSError()))
