@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -35,7 +36,12 @@ RECORD_BYTES: Final = 256 * 1024
 #: Seconds that a reader waits for others who read.
 LOCK_SECONDS: Final = 2.0
 #: What of all workers together isn't the sum.
-NO_SUMS: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {"broker_up": min, "lag_seconds": max, "max_lag_seconds": max}
+NO_SUMS: Final[Mapping[str, Callable[[Iterable[Any]], Any]]] = {
+    "broker_up": min,
+    "lag_seconds": max,
+    "max_lag_seconds": max,
+    "closes": lambda found: sorted(itertools.chain.from_iterable(found), key=lambda close: close["at"])[-process.CLOSES_KEPT :],
+}
 #: The number of the record, the bytes of its JSON, and their checksum.
 _HEAD: Final = struct.Struct("<QII")
 
@@ -58,10 +64,10 @@ class Reading:
 
     @property
     def present(self) -> Numbers:
-        """What goes up and down, of all together: sums, the longest of lags, and whether everybody's broker is up."""
+        """What goes up and down, of all together: sums, the longest of lags, whether everybody's broker is up, the last closes."""
         present: Numbers = {}
         for numbers in self.now.values():
-            present = added(present, numbers)
+            present = added(present, {name: value for name, value in numbers.items() if name not in NO_SUMS})
         for name, fold in NO_SUMS.items():
             present[name] = fold(numbers[name] for numbers in self.now.values() if name in numbers)
         return present

@@ -28,6 +28,9 @@ RESERVED_FILES: Final = 64
 REFUSALS_INTERVAL: Final = 10.0
 #: Streams that are looked at before others have their turn.
 COUNTED_AT_ONCE: Final = 1000
+#: Closed streams that are remembered, and the characters of their paths.
+CLOSES_KEPT: Final = 50
+CLOSE_PATH_CHARACTERS: Final = 120
 
 
 class Process:
@@ -39,6 +42,7 @@ class Process:
         draining: Whether the worker is stopping: streams that open now end at once.
         opened: Streams opened so far.
         closed: Streams closed so far, by reason.
+        closes: The last of them, oldest first: `at` (the Unix second), `path`, `reason`, `seconds`, `events` and `worker`.
         events_sent: Events that the closed streams had sent.
         bytes_sent: Bytes that the closed streams had sent.
         refused: Streams that found no room, a worker that was stopping or a broker that can't be reached, by what it was for.
@@ -60,6 +64,7 @@ class Process:
         self.draining = False
         self.opened = 0
         self.closed: collections.Counter[CloseReason] = collections.Counter()
+        self.closes: collections.deque[dict[str, Any]] = collections.deque(maxlen=CLOSES_KEPT)
         self.events_sent = 0
         self.bytes_sent = 0
         self.refused: collections.Counter[str] = collections.Counter()
@@ -193,6 +198,7 @@ class Process:
             events, size = self.events_sent, self.bytes_sent
             closed = {reason.value: count for reason, count in self.closed.items()}
             opened = self.opened
+            closes = list(self.closes)
         for number, stream in enumerate(streams, 1):
             # What closes meanwhile is counted here, in its last state, and among the closed ones the next time.
             events += stream.events_sent
@@ -214,6 +220,7 @@ class Process:
             "lag_seconds": self.timer.lag,
             "max_lag_seconds": self.timer.max_lag,
             "channel_subscriptions": {pattern: counted["subscriptions"] for pattern, counted in patterns.items()},
+            "closes": closes,
         }
         ever = {
             "streams_opened": opened,
@@ -243,9 +250,19 @@ class Process:
             self.timer.schedule(stream)
             self.run(callbacks)
             return
+        seconds = stream.seconds(time.monotonic())
+        close = {
+            "at": round(time.time(), 3),
+            "path": stream.path[:CLOSE_PATH_CHARACTERS],
+            "reason": reason.value,
+            "seconds": round(seconds, 3),
+            "events": stream.events_sent,
+            "worker": os.getpid(),
+        }
         with self._lock:
             self.streams.discard(stream)
             self.closed[reason] += 1
+            self.closes.append(close)
             self.events_sent += stream.events_sent
             self.bytes_sent += stream.bytes_sent
             if stream.client is not None and (others := self._clients.get(stream.client, 0)):
@@ -257,7 +274,6 @@ class Process:
         if reason is CloseReason.SLOW:
             self.counted["slow_clients"] += 1
         callbacks = [*callbacks, *signals.calls(stream, reason)]
-        seconds = stream.seconds(time.monotonic())
         self.run([lambda: _log_end(stream, reason, seconds), *callbacks])
 
     def _run_here(self, callbacks: list[Callable[[], object]]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from . import auth, ledger, metrics, process
+from . import auth, dashboard, ledger, metrics, process
 from .channel import checked_name
 from .errors import (
     BrokerUnavailable,
@@ -29,9 +28,6 @@ from .stream import error_data
 if TYPE_CHECKING:
     from .extension import SSE
 
-#: The browser client, built from clients/js.
-CLIENT = Path(__file__).with_name("static") / "client.js"
-
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
 
@@ -44,6 +40,7 @@ def install(sse: SSE) -> None:
     sse.add_url_rule("/-/client.js", "client", client)
     sse.add_url_rule("/-/metrics", "metrics", lambda: show_metrics(sse))
     sse.add_url_rule("/-/stats", "stats", lambda: show_stats(sse))
+    dashboard.install(sse)
     sse.add_url_rule("/<path:channel>", "subscribe_one", lambda channel: subscribe(sse, [channel.rstrip("/")]))
     sse.add_url_rule("/<path:channel>", "publish_one", lambda channel: publish(sse, channel.rstrip("/")), methods=["POST"])
     for kind, answer in ANSWERS.items():
@@ -84,16 +81,12 @@ def health(sse: SSE) -> Response:
 
 def client() -> Response:
     """The browser client, an ES module. Anyone may fetch it; a browser asks each time whether there is a new one."""
-    response = Response(CLIENT.read_bytes(), content_type="text/javascript; charset=utf-8")
-    response.headers["Cache-Control"] = "no-cache"
-    response.add_etag()
-    response.make_conditional(request)
-    return response
+    return dashboard.file("client.js")
 
 
 def show_metrics(sse: SSE) -> Response:
     """What all workers of this server count, for Prometheus: to whom the app lets inspect it."""
-    _check_inspect(sse)
+    dashboard.check_inspect(sse)
     if not metrics.is_installed():
         return _refusal(501, f"metrics need prometheus_client: {metrics.INSTALL}")
     try:
@@ -107,7 +100,7 @@ def show_metrics(sse: SSE) -> Response:
 
 def show_stats(sse: SSE) -> Response:
     """The same as JSON: of each worker, and of all together."""
-    _check_inspect(sse)
+    dashboard.check_inspect(sse)
     try:
         reading = ledger.current().read()
     except OSError as error:
@@ -119,10 +112,6 @@ def show_stats(sse: SSE) -> Response:
     )
     response.headers["Cache-Control"] = "no-store"
     return response
-
-
-def _check_inspect(sse: SSE) -> None:
-    auth.check(current_app, "inspect", (auth.ALL,), sse.find_authorization, ())
 
 
 def publish(sse: SSE, name: str) -> Response:

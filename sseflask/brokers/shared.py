@@ -162,6 +162,11 @@ class SharedBroker(Broker):
     def prepare(self, channels: Collection[str], last_event_id: str | None = None) -> None:
         """Follows channels, and reads what a client that comes back may have missed."""
         self._fetch(channels, whole=False)
+        if self._left:
+            now = time.monotonic()
+            with self.emitter.lock:
+                # Who is about to read them has as long as who came first.
+                self._left.update((name, now) for name in channels if name in self._left)
         if last_event_id is None:
             return
         position = EventId.parse(last_event_id)

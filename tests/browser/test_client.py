@@ -258,7 +258,7 @@ def test_a_token_that_cannot_be_had_is_asked_for_again(client: Page) -> None:
 
 
 def test_data_are_read_and_checked_by_name(client: Page) -> None:
-    """JSON, then each event's schema; what either refuses goes to onError with the event's name, and the stream goes on."""
+    """JSON, then each event's schema; what either refuses goes to onError with the event's name; `*` gets what has no handler."""
     stream = (
         'event: progress\ndata: {"percent": "12"}\n\n'
         'event: progress\ndata: {"percent": "x"}\n\n'
@@ -280,8 +280,9 @@ def test_data_are_read_and_checked_by_name(client: Page) -> None:
         onError: (error) => note("error", error.event, error.retrying, /not a number/.test(error.message)),
       });
       await open({ parse: (data, type) => [type, data.length], on: { message: on } });
+      await open({ on: { message: on, "*": ({ type }) => note("any", type) } });
     }"""
-    asked, seen = faked(client, run, stream, "data: abc\n\nevent: stream-end\ndata:\n\n")
+    asked, seen = faked(client, run, stream, *["data: abc\n\nevent: stream-end\ndata:\n\n"] * 2)
     assert seen == [
         ["progress", 12],
         ["error", "progress", True, True],
@@ -290,8 +291,10 @@ def test_data_are_read_and_checked_by_name(client: Page) -> None:
         ["reset", "epoch", "1"],
         ["stream-end", None],
         ["message", ["message", 3]],
+        ["message", "abc"],
+        ["any", "stream-end"],
     ]
-    assert len(asked) == 2
+    assert len(asked) == 3
 
 
 def test_a_handler_that_fails_is_reported_and_the_stream_goes_on(client: Page, console: Console) -> None:

@@ -84,7 +84,7 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
         call(handler, { type, data: value, lastEventId: id });
       };
       if (type === resetEvent) handle(all.onReset, (text) => JSON.parse(text));
-      handle(handlers.get(type), read);
+      handle(handlers.get(type) ?? handlers.get("*"), read);
     },
     moved: moveTo,
     state(state, { failure, ...detail }) {

@@ -40,8 +40,8 @@ export type Token = string | null | undefined;
 
 /** `Events`: the names of a stream's events, and what their data are, as in `connect<{progress: Progress}>(…)`. */
 export interface Options<Events = Record<string, any>> {
-  /** Named handlers; `message` gets events without a name. */
-  on?: { [Name in keyof Events]?: (event: StreamEvent<Events[Name]>) => void };
+  /** Named handlers; `message` gets events without a name, `*` those that have no other handler. */
+  on?: { [Name in keyof Events]?: (event: StreamEvent<Events[Name]>) => void } & { "*"?: (event: StreamEvent<any>) => void };
   /** Something is gone: also `on["stream-reset"]`, with its data read. */
   onReset?: (event: StreamEvent<Reset>) => void;
   /** The stream is there, for the first time or again. */

@@ -32,6 +32,7 @@ const options: Options<Events> = {
   on: {
     progress: ({ data, type, lastEventId }: StreamEvent<Progress>) => console.log(data.percent.toFixed(1), type, lastEventId),
     note: (event) => event.data.toUpperCase(),
+    "*": ({ type }) => console.log(type),
   },
   onReset: ({ data }: StreamEvent<Reset>) => console.log(data.reason, data.position ?? "none"),
   onOpen: () => {},
