@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from . import auth, ledger, metrics, process
+from . import auth, cors, ledger, metrics, process
 from .channel import checked_name
 from .errors import (
     BrokerUnavailable,
@@ -38,6 +38,9 @@ FIELDS = ("data", "event", "id", "retry")
 
 def install(sse: SSE) -> None:
     """Adds the routes to the blueprint."""
+    # First, so that a preflight meets none of the blueprint's own guards.
+    cors.install(sse)
+    sse.after_request(_harden)
     # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
     sse.add_url_rule("/", "subscribe_many", sse.answer_root, strict_slashes=False)
     sse.add_url_rule("/-/health", "health", lambda: health(sse))
@@ -118,6 +121,13 @@ def show_stats(sse: SSE) -> Response:
         all={**reading.present, **reading.total},
     )
     response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _harden(response: Response) -> Response:
+    """Keeps browsers from taking an answer for a page, and from telling other sites the address, which may have a token."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Referrer-Policy", "no-referrer")
     return response
 
 
