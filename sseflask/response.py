@@ -39,8 +39,8 @@ HEADERS: Final = {
 }
 
 
-#: Beginnings of headers, in lower case, that the app's functions for after a request gave to a stream's response, and that hold for what
-#: its client gets instead too: without the first ones a page of another origin couldn't read that.
+#: How the headers begin, in lower case, that the app's functions for after a request gave to a stream's response, and that hold for
+#: what its client gets instead too: without the first ones a page of another origin couldn't read that.
 CARRIED_OVER: Final = ("access-control-", "vary", "x-content-type-options", "referrer-policy")
 
 #: The limit that is named when the worker takes no more streams.

@@ -76,7 +76,7 @@ NOT_ORIGINS = [
     "https://-.example.com-",
 ]
 ORIGINS = (
-    'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: a scheme and a host, '
+    'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: a scheme and a host '
     'in lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
 )
 PATTERNS = 'a list of glob patterns, such as ["news", "public/*"]'

@@ -1,0 +1,198 @@
+"""Any request to any route: never a fault of the server's, nothing left open, nothing published that isn't said to be, no secret told."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask, request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+from sseflask import SSE, process
+from tests.live.process import wait_until
+
+MARK = "geheim"
+OPEN = {"X-User": "ann"}
+
+
+class Site:
+    """An app whose secrets are marked, with a public channel, one that a user may use, and one for a token."""
+
+    def __init__(self) -> None:
+        self.app = Flask("app")
+        self.app.secret_key = f"{MARK}-key"
+        self.app.config.update(
+            SSE_BROKER_URL="memory://", SSE_PUBLIC_CHANNELS=["news"], SSE_CORS_ORIGINS=["https://app.example.com"]
+        )
+        self.sse = SSE()
+        self.sse.authorize(lambda action, channel: request.headers.get("X-User") == "ann")
+        self.app.register_blueprint(self.sse, url_prefix="/events")
+        self.app.add_url_rule("/run", "run", self.sse.stream(self.run, resumable=True), methods=["GET", "POST"])
+        self.app.add_url_rule("/count", "count", self.sse.stream(lambda: iter(range(3)), lifecycle=True, negotiate=True))
+        self.app.add_url_rule("/task/<task>", "task", self.sse.task_response)
+        with self.app.app_context():
+            # For long enough that its text stays the same in all examples but for its signature's time.
+            self.token = self.sse.sign("news", "private", expires_in=10**6)
+            self.sse.publish("private", channel="private")
+
+    def run(self) -> Iterator[str]:
+        """A resumable stream's generator."""
+        yield "one"
+
+    def published(self) -> int:
+        """The events that the broker has had through any route."""
+        count: int = self.sse.stats()["events_published"]
+        return count
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    """One for all requests: what one has broken, the next ones show."""
+    return Site()
+
+
+TEXTS = st.text(max_size=30) | st.sampled_from(
+    ["a\r\nX-Evil: 1", "\0", "\u2028", "é", "../x", "-/control", "-/run/x", "%2e%2e%2f", "x" * 300]
+)
+NAMES = (
+    st.sampled_from(
+        ["news", "private", "NEWS", "ｎews", "news/", "/news", "-/stats", "-/health", "-/metrics", "-/client.js", "-/", ""]
+    )
+    | TEXTS
+)
+PATHS = (
+    NAMES.map(lambda name: f"/events/{name}")
+    | st.sampled_from(["/events", "/run", "/count", "/task/x"])
+    | TEXTS.map(lambda x: f"/task/{x}")
+)
+VALUES = (
+    st.sampled_from(
+        ["news", "private", "TOKEN", "BADTOKEN", "0123456789ab-1", "0123456789ab-1!", f"{'a' * 32}-0", f"{'a' * 32}-1!", "1", "-1"]
+    )
+    | TEXTS
+)
+QUERIES = st.lists(
+    st.tuples(st.sampled_from(["channel", "token", "lastEventId", "last_event_id", "Channel", "%74oken", "x"]), VALUES), max_size=5
+)
+#: What a server lets through in a header's value: Latin-1 without line ends and NUL.
+HEADER = (VALUES | st.text(st.characters(max_codepoint=255), max_size=40)).map(
+    lambda text: text.encode("utf-8").decode("latin-1").translate(dict.fromkeys(range(32))).replace("\x7f", "")
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(
+        ["Last-Event-ID", "Authorization", "Cookie", "Idempotency-Key", "Accept", "Origin", "Content-Type", "X-Request-ID", "Host"]
+        + [
+            "Access-Control-Request-Method",
+            "If-None-Match",
+            "Range",
+            "X-User",
+            "Content-Length",
+            "Transfer-Encoding",
+            "X-Forwarded-For",
+        ]
+    ),
+    HEADER
+    | st.sampled_from(["Bearer TOKEN", "Bearer", "sse_token=TOKEN", "sse_token=BADTOKEN", "https://app.example.com", "null", "*"])
+    | st.sampled_from(
+        ["application/json", "application/json; charset=utf-16", "text/event-stream", "text/event-stream;q=0, */*", "5", "-1"]
+    ),
+    max_size=6,
+)
+BODIES = st.sampled_from(
+    [
+        b"",
+        b"x",
+        b"\xff\xfe",
+        b'{"data": 1}',
+        b'{"data": "x", "event": "a\\nid: 7"}',
+        b'{"data": 1, "id": "0123456789ab-1"}',
+        b"{",
+        b"[" * 5000,
+    ]
+    + [
+        b'{"data": NaN}',
+        b'{"data": "\\ud800"}',
+        b'{"data": 1, "retry": 1e999}',
+        b'{"data": 1, "retry": true}',
+        b'{"data": 1, "retry": %s}' % (b"9" * 5000),
+    ]
+    + [b'{"data": 1, "data": 2}', b'{"data": null}', b"null", b'{"event": "x"}', b'{"data": 1, "\\u0000": 1}', b"x" * 20_000]
+) | st.binary(max_size=60)
+
+
+@given(
+    st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PROPFIND", "get"]),
+    PATHS,
+    QUERIES,
+    HEADERS,
+    BODIES,
+    st.booleans(),
+)
+@settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+def test_any_request(
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    query: list[tuple[str, str]],
+    headers: dict[str, str],
+    body: bytes,
+    is_ann: bool,
+) -> None:
+    """Each answer is no fault, is about what was asked, leaves no stream, publishes with 201 only, and tells and logs no secret."""
+
+    def filled(text: str) -> str:
+        return text.replace("BADTOKEN", f"{site.token}{MARK}").replace("TOKEN", site.token)
+
+    before, caplog.handler.level = site.published(), logging.DEBUG
+    caplog.clear()
+    builder = EnvironBuilder(
+        method=method,
+        path=path,
+        query_string="&".join(f"{name}={filled(value).replace('&', '')}" for name, value in query),
+        headers={name: filled(value) for name, value in headers.items()} | (OPEN if is_ann else {}),
+        input_stream=io.BytesIO(body),
+    )
+    environ = builder.get_environ()
+    environ["CONTENT_LENGTH"] = headers.get("Content-Length", str(len(body)))
+    with caplog.at_level(logging.DEBUG):
+        answer, status, told = run_wsgi_app(site.app, environ)
+        first: Any = next(iter(answer), b"")
+        close = getattr(answer, "close", None)
+        if close is not None:
+            close()
+        for stream in list(process.current().streams):
+            stream.sink_ended()
+    code = int(status.split()[0])
+    assert code < 500, (status, first)
+    if path.startswith("/events"):
+        assert site.published() - before == (code == 201)
+    secrets = [MARK, site.token.rpartition(".")[2]]
+    shown = [str(first), str(told), caplog.text]
+    assert not [secret for secret in secrets if any(secret in text for text in shown)]
+    assert not any("\r" in value or "\n" in value for _, value in told)
+    assert "Traceback" not in caplog.text
+    if code == 200 and b'"channels"' in first and not is_ann:
+        # All that is open to who isn't Ann: a public channel, and what the token is for.
+        opened = first.partition(b'"channels":')[2].partition(b"}")[0]
+        assert opened in (b'["news"]', b'["private"]', b'["news","private"]', b'["private","news"]')
+        assert b"private" not in opened or site.token in environ["QUERY_STRING"] + environ.get(
+            "HTTP_AUTHORIZATION", ""
+        ) + environ.get("HTTP_COOKIE", "")
+
+
+def test_nothing_is_left(site: Site) -> None:
+    """After all of them no stream is open, and no channel is listened to."""
+    wait_until(lambda: not process.current().streams, message="all streams have ended")
+    wait_until(lambda: site.sse.stats()["subscriptions"] == 0, message="nobody subscribes")
