@@ -118,8 +118,8 @@ def _some_patterns(name: str, value: Any) -> tuple[str, ...]:
 
 def _origins(name: str, value: Any) -> tuple[str, ...]:
     expected = (
-        'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: a scheme and a host '
-        'in lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
+        'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: scheme and host in '
+        'lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
     )
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise InvalidSetting(name, value, expected)

@@ -150,7 +150,7 @@ def publish(sse: SSE, name: str) -> Response:
     key = request.headers.get(IDEMPOTENCY)
     if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
         return _refusal(400, f"{IDEMPOTENCY} has 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
-    # A key is the channel's: another one's publisher may have the same. Neither can have a line end, so that no other pair is the same.
+    # A key is the channel's: another one's publisher may have the same. Neither can have a line end, so no two pairs are the same.
     token = f"{channel}\n{key}" if key is not None else None
     response = jsonify(id=sse.publish(event, channel=channel, token=token))
     response.status_code = 201

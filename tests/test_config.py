@@ -76,8 +76,8 @@ NOT_ORIGINS = [
     "https://-.example.com-",
 ]
 ORIGINS = (
-    'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: a scheme and a host '
-    'in lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
+    'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: scheme and host in '
+    'lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
 )
 PATTERNS = 'a list of glob patterns, such as ["news", "public/*"]'
 

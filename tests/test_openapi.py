@@ -140,7 +140,7 @@ def test_events() -> None:
     suppress_health_check=list(HealthCheck),
 )
 def test_answers(case: schemathesis.Case) -> None:
-    """Whatever is asked of a route, rightly or wrongly, its answer is one that the document has, and never a fault of the server's."""
+    """Whatever is asked of a route, rightly or wrongly, its answer is one that the document has, and no fault of the server's."""
     response = case.call()
     if response.headers["content-type"][0].startswith("text/event-stream"):
         check_events(response.content)

@@ -13,22 +13,11 @@ from sseflask import EventDecoder, ServerSentEvent
 
 #: What brings a parser into trouble: fields nearly right, each line end, broken UTF-8, numbers beyond any.
 PIECES = st.sampled_from(
-    [b"data", b"data:", b"data: x", b"event: e", b"id: 7", b"id: \0", b"id", b"retry: 5", b"retry: " + b"9" * 50, b":", b":c"]
-    + [
-        b"\r",
-        b"\n",
-        b"\r\n",
-        b"\n\n",
-        b"\r\r",
-        b"\xef\xbb\xbf",
-        b"\xc3",
-        b"\xa9",
-        b"\xf0\x9f",
-        b"\xff",
-        b"\0",
-        "\u2028\x85\u0663".encode(),
+    [
+        *(b"data", b"data:", b"data: x", b"event: e", b"id: 7", b"id: \0", b"id", b"retry: 5", b"retry: " + b"9" * 50, b":", b":c"),
+        *(b"\r", b"\n", b"\r\n", b"\n\n", b"\r\r", b"\xef\xbb\xbf", b"\xc3", b"\xa9", b"\xf0\x9f", b"\xff", b"\0"),
+        *("\u2028\x85\u0663".encode(), b"x" * 100, b" ", b"unknown: field"),
     ]
-    + [b"x" * 100, b" ", b"unknown: field"]
 )
 STREAMS = st.lists(PIECES | st.binary(max_size=40), max_size=40).map(b"".join)
 
