@@ -18,6 +18,8 @@ DETACH_GRACE: Final = 30.0
 #: Patterns by which metrics count, and characters of one.
 MOST_PATTERNS: Final = 100
 MAX_PATTERN_LENGTH: Final = 200
+#: In `SSE_CORS_ORIGINS`: pages of any origin, without cookies.
+ANY_ORIGIN: Final = "*"
 #: Some thirty years: no time-out is longer, and clocks and sleeps take it.
 MAX_SECONDS: Final = 1_000_000_000
 
@@ -114,6 +116,33 @@ def _some_patterns(name: str, value: Any) -> tuple[str, ...]:
     return patterns
 
 
+def _origins(name: str, value: Any) -> tuple[str, ...]:
+    expected = (
+        'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: scheme and host in '
+        'lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
+    )
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InvalidSetting(name, value, expected)
+    origins = tuple(value)
+    if not all(isinstance(origin, str) and (origin == ANY_ORIGIN or _is_origin(origin)) for origin in origins):
+        raise InvalidSetting(name, value, expected)
+    return origins
+
+
+def _is_origin(text: str) -> bool:
+    """Whether a browser could send just this as `Origin`. Whatever else would never match, and nobody would notice why."""
+    found = _ORIGIN.fullmatch(text)
+    if found is None:
+        return False
+    scheme, port = found["scheme"], found["port"]
+    return port is None or (int(port) <= 65535 and port != {"http": "80", "https": "443"}.get(scheme))
+
+
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?",
+    re.ASCII,
+)
+
 SECONDS: Final = _number(above=0, unit="seconds")
 SECONDS_OR_NONE: Final = _optional(SECONDS)
 MILLISECONDS_OR_NONE: Final = _optional(_integer(at_least=0, at_most=MAX_RETRY_MS, unit="milliseconds"))
@@ -165,6 +194,7 @@ class Settings:
         public_channels: Glob patterns of the channels that the blueprint's routes serve to anyone.
         metrics_channels: Glob patterns of channels, 100 at the most, by which metrics count events and subscriptions; a channel
             counts under the first that matches.
+        cors_origins: Origins of other sites whose pages may use the blueprint's routes, with cookies; `"*"` for any, without.
 
     Source:
         Which proxies cut idle streams, and after how long, is what the keepalive's default goes by: 29 s is the shortest.
@@ -197,6 +227,7 @@ class Settings:
     error_event: str = _setting("error", _event_name)
     public_channels: tuple[str, ...] = _setting((), _patterns)
     metrics_channels: tuple[str, ...] = _setting((), _some_patterns)
+    cors_origins: tuple[str, ...] = _setting((), _origins)
 
     @classmethod
     def check(cls, name: str, value: Any) -> Any:

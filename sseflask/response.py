@@ -39,6 +39,10 @@ HEADERS: Final = {
 }
 
 
+#: How the headers begin, in lower case, that the app's functions for after a request gave to a stream's response, and that hold for
+#: what its client gets instead too: without the first ones a page of another origin couldn't read that.
+CARRIED_OVER: Final = ("access-control-", "vary", "x-content-type-options", "referrer-policy")
+
 #: The limit that is named when the worker takes no more streams.
 STOPPING: Final = "the worker is stopping"
 
@@ -270,18 +274,17 @@ class EventIterable(Iterator[bytes]):
             producer.discard()
             self._stream.discard(CloseReason.REFUSED)
             self._stream.sink_ended()
-            self._answer(refusal(limit, self._settings), environ, start_response)
+            self._answer(response, refusal(limit, self._settings), environ, start_response)
             return None
         failure = self._handoff.open(self._open_timeout)
         if failure is not None:
             if failure.response is None:
                 raise failure.error or RuntimeError("a stream failed before it opened")
-            self._answer(failure.response, environ, start_response)
+            self._answer(response, failure.response, environ, start_response)
             return None
         if self._open_timeout is None and self._stream.reason in CUT_SHORT:
-            self._answer(
-                _unavailable({"error": "the stream was cut short", "reason": self._stream.reason}), environ, start_response
-            )
+            cut = _unavailable({"error": "the stream was cut short", "reason": self._stream.reason})
+            self._answer(response, cut, environ, start_response)
             return None
         self._stream.open()
         log.debug("stream opened path=%s id=%s", self._stream.quoted_path, self._stream.id, extra=self._stream.log_extra)
@@ -321,9 +324,12 @@ class EventIterable(Iterator[bytes]):
         if installed is not None and (self._stream.client is not None or installed.broker_in_use is not None):
             installed.control.listen()
 
-    def _answer(self, response: Response, environ: WSGIEnvironment, start_response: StartResponse | None) -> None:
+    def _answer(self, stream: Response, response: Response, environ: WSGIEnvironment, start_response: StartResponse | None) -> None:
         if start_response is None:
             raise RuntimeError(f"the stream could not open: {response.status}")
+        for name, value in stream.headers:
+            if name.lower().startswith(CARRIED_OVER) and name not in response.headers:
+                response.headers.add(name, value)
         self._instead = iter(ClosingIterator(response(environ, start_response)))
 
 

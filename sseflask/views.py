@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, current_app, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from . import auth, dashboard, ledger, metrics, process
+from . import auth, cors, dashboard, ledger, metrics, process
 from .channel import checked_name
 from .errors import (
     BrokerUnavailable,
@@ -34,6 +34,9 @@ FIELDS = ("data", "event", "id", "retry")
 
 def install(sse: SSE) -> None:
     """Adds the routes to the blueprint."""
+    # First, so that a preflight meets none of the blueprint's own guards.
+    cors.install(sse)
+    sse.after_request(_harden)
     # Both forms answer, with and without the slash, and neither redirects: an EventSource would have to follow at each reconnect.
     sse.add_url_rule("/", "subscribe_many", sse.answer_root, strict_slashes=False)
     sse.add_url_rule("/-/health", "health", lambda: health(sse))
@@ -114,6 +117,13 @@ def show_stats(sse: SSE) -> Response:
     return response
 
 
+def _harden(response: Response) -> Response:
+    """Keeps browsers from taking an answer for a page, and from telling other sites the address, which may have a token."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Referrer-Policy", "no-referrer")
+    return response
+
+
 def publish(sse: SSE, name: str) -> Response:
     """Publishes what is posted: a JSON object of `data`, `event`, `id` and `retry`, or a plain body as the data."""
     channel = checked_name(name)
@@ -129,8 +139,8 @@ def publish(sse: SSE, name: str) -> Response:
     key = request.headers.get(IDEMPOTENCY)
     if key is not None and not 1 <= len(key) <= MAX_KEY_LENGTH:
         return _refusal(400, f"{IDEMPOTENCY} has 1 to {MAX_KEY_LENGTH} characters, not {len(key)}")
-    # A key is the channel's: another one's publisher may have the same.
-    token = f"{channel} {key}" if key is not None else None
+    # A key is the channel's: another one's publisher may have the same. Neither can have a line end, so no two pairs are the same.
+    token = f"{channel}\n{key}" if key is not None else None
     response = jsonify(id=sse.publish(event, channel=channel, token=token))
     response.status_code = 201
     return response

@@ -48,12 +48,37 @@ DEFAULTS: Mapping[str, Any] = {
     "SSE_ERROR_EVENT": "error",
     "SSE_PUBLIC_CHANNELS": (),
     "SSE_METRICS_CHANNELS": (),
+    "SSE_CORS_ORIGINS": (),
 }
 
 EVENT_NAME = "an event name: a non-empty string of one line without NUL"
 EVENT_NAMES = ["error", "oops", "é", "a b"]
 NOT_EVENT_NAMES: list[Any] = ["", "a\nb", "a\rb", "a\0b", b"error", 5, True, []]
 NOT_INTEGERS: list[Any] = [0, -1, 2048.0, math.inf, *NOT_NUMBERS]
+#: What no browser sends as `Origin`.
+NOT_ORIGINS = [
+    "app.example.com",
+    "https://",
+    "https://app.example.com/",
+    "https://app.example.com/path",
+    "https://app.example.com?a",
+    "https://App.example.com",
+    "HTTPS://app.example.com",
+    "https://app.example.com:443",
+    "http://app.example.com:80",
+    "http://app.example.com:65536",
+    "http://app.example.com:0080",
+    "https://*.example.com",
+    "https://ann@app.example.com",
+    "https://é.example.com",
+    "https://app.example.com ",
+    "https://app.example.com\n",
+    "https://-.example.com-",
+]
+ORIGINS = (
+    'a list of origins as browsers send them, such as ["https://app.example.com", "http://localhost:5173"]: scheme and host in '
+    'lower case, a port unless it is the scheme\'s own, and no path; or "*" for any, without cookies'
+)
 PATTERNS = 'a list of glob patterns, such as ["news", "public/*"]'
 
 #: Each setting: what is fine, what isn't, and what the message says would be right.
@@ -93,6 +118,11 @@ RULES: Mapping[str, tuple[list[Any], list[Any], str]] = {
     "SSE_ERROR_EVENT": (EVENT_NAMES, [None, *NOT_EVENT_NAMES], EVENT_NAME),
     "SSE_PUBLIC_CHANNELS": ([(), ("news",), ("news", "public/*")], ["news", b"news", None, 5, True, [1], [None]], PATTERNS),
     "SSE_METRICS_CHANNELS": ([(), ("news", "job:*"), ("x" * 200,) * 100], ["news", b"news", None, 5, True, [1], [None]], PATTERNS),
+    "SSE_CORS_ORIGINS": (
+        [(), ("https://app.example.com",), ("http://localhost:5173", "http://[::1]:8000", "capacitor://localhost"), ("*",)],
+        ["https://app.example.com", b"x", None, 5, True, [1], [None], ["null"], [""], *([origin] for origin in NOT_ORIGINS)],
+        ORIGINS,
+    ),
 }
 #: Those that are times.
 TIMES = [name for name, (_, _, expected) in RULES.items() if "of seconds" in expected]

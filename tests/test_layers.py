@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("detached", "lease", "metrics", "worker"),
     ("tasks",),
     ("auth", "control", "progress", "runs", "viewer"),
-    ("dashboard",),
+    ("cors", "dashboard"),
     ("cli", "views"),
     ("extension",),
     ("client", "testing", "publisher", "compat"),
