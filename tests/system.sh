@@ -2,8 +2,9 @@
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
 # `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
 # tests of the Redis broker start, `system.sh node` to Node.js, npm and curl, for the browser client and other clients, `system.sh
-# proxies` to the proxies that deploy/ has files for, `system.sh network` to what makes networks of the tests' own. With apt-get, and as root or with a sudo that asks for no password, it installs
-# what is missing; else it says in one line what that is.
+# proxies` to the proxies that deploy/ has files for, `system.sh network` to what makes networks of the tests' own.
+# With apt-get, and as root or with a sudo that asks for no password, it installs what is missing; else it says in one line what that
+# is.
 set -eu
 
 has() {

@@ -1,8 +1,8 @@
 """Two network namespaces and the link between them, which can delay packets, lose some, or drop all.
 
-Nothing of it is seen from outside and nothing has to be cleaned up: the namespaces have no names, so they and the TUN devices in them
-are gone when the descriptors that hold them are closed, or the process that made them has ended, however it ended. Packets are
-passed on here and not by the kernel, since not every kernel has `netem`.
+Nothing of it is seen from outside and nothing has to be cleaned up: the namespaces have no names, so they and the TUN devices in
+them are gone when the descriptors that hold them are closed, or the process that made them has ended, however it ended. Packets
+are passed on here and not by the kernel, since not every kernel has `netem`.
 """
 
 from __future__ import annotations

@@ -38,12 +38,13 @@ def silent() -> Iterator[Any]:
 @app.get("/busy")
 @sse.stream
 def busy() -> Iterator[Any]:
-    """Yields all the time."""
+    """Yields all the time, or so often, and is silent then."""
     size, pause = request.args.get("size", 100, int), request.args.get("pause", 0.02, float)
     with watching(request.args["name"]):
-        while True:
+        for _ in range(request.args.get("count", 1_000_000, int)):
             yield "x" * size
             time.sleep(pause)
+        time.sleep(3600)
 
 
 @app.post("/publish")
