@@ -1,4 +1,4 @@
-"""What goes wrong: workers are killed, stopped, replaced, added and taken away, Redis dies, streams are ended; by chance, from a seed."""
+"""What goes wrong, by chance: workers are killed, stopped, replaced, added and taken away, Redis dies, streams are ended."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ MAX_WORKERS: Final = 4
 PATIENCE: Final = 60.0
 #: A worker that stands still for longer would be killed by gunicorn.
 STANDSTILL_SECONDS: Final = 1.0
-#: Seconds of quiet between two faults: at least, at most.
 PAUSE: Final = (2.0, 6.0)
-#: Of each so many seconds, the second half has only faults that leave workers alive: they grow old enough to be measured.
+#: Workers must grow old enough to be measured.
 CYCLE_SECONDS: Final = 240.0
 
 
@@ -31,10 +30,21 @@ class Faults:
     """Does one thing after the other.
 
     Attributes:
-        kinds: What there is, by name.
+        gentle: What workers live through, by name.
+        hard: What ends some, or has some begin, by name.
     """
 
-    def __init__(self, world: World, redis: RedisServer | None, *, cycle: float = CYCLE_SECONDS, pause: tuple[float, float] = PAUSE):
+    def __init__(
+        self, world: World, redis: RedisServer | None, *, cycle: float = CYCLE_SECONDS, pause: tuple[float, float] = PAUSE
+    ) -> None:
+        """Stores what it is given.
+
+        Args:
+            world: Of the server.
+            redis: The workers', if they have one.
+            cycle: Of each so many seconds, the second half has only gentle faults.
+            pause: Seconds of quiet between two faults: at least, at most.
+        """
         self._world = world
         self._redis = redis
         self._chance = world.random("faults")
@@ -97,6 +107,8 @@ class Faults:
     def _reload(self) -> None:
         server = self._world.server
         old = server.worker_pids()
+        # As many as were configured, whatever signals have changed since.
+        self._workers = WORKERS
         server.signal(signal.SIGHUP)
         wait_until(lambda: len([pid for pid in server.ready_workers() if pid not in old]) >= self._workers, PATIENCE, "new workers")
         wait_until(lambda: not set(old) & set(server.worker_pids()), PATIENCE, "the old workers to be gone")

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tests.live.client import StreamClient
+from tests.live.client import Event, StreamClient
 from tests.live.server import ROOT
 
 from .watcher import Watcher, forget
@@ -197,7 +197,7 @@ def watch_numbers(world: World, name: str, client: StreamClient, until: float) -
             world.count("generators seen to their end")
 
 
-def events_of(world: World, client: StreamClient, until: float) -> Iterator[object]:
+def events_of(world: World, client: StreamClient, until: float) -> Iterator[Event]:
     """The events of one connection, until its end, the monotonic second `until`, or the load's end."""
     while (left := until - time.monotonic()) > 0 and not world.stopping.is_set():
         try:
@@ -269,26 +269,32 @@ def task_watcher(world: World, name: str) -> None:
             if client is None:
                 world.sleep(0.2)
                 continue
-            expected = None
             with client:
-                for event in events_of(world, client, time.monotonic() + chance.uniform(0.5, 5.0)):
-                    last_event_id = event.id or last_event_id
-                    if event.event in TASK_ENDS:
-                        ends.append(event.event)
-                        if event.event == "task_completed" and event.json()["result"] != count:
-                            world.problem(f"{name}: {event.data} instead of {count}")
-                    elif event.event == "message":
-                        n = event.json()["n"]
-                        if expected is not None and n != expected:
-                            world.problem(f"{name}: {n} of a task where {expected} should be")
-                        expected = n + 1
-                    elif event.event == "stream-reset":
-                        world.reset(event.json()["reason"])
-                        expected = None
+                until = time.monotonic() + chance.uniform(0.5, 5.0)
+                last_event_id = watch_task(world, name, client, count, until, ends) or last_event_id
         if len(ends) > 1:
             world.problem(f"{name}: a task ended more than once: {ends}")
         for end in ends:
             world.count(f"tasks: {end}")
+
+
+def watch_task(world: World, name: str, client: StreamClient, count: int, until: float, ends: list[str]) -> str:
+    """Watches a task over one connection; adds its ends to `ends`, and returns the last id."""
+    expected = None
+    for event in events_of(world, client, until):
+        if event.event in TASK_ENDS:
+            ends.append(event.event)
+            if event.event == "task_completed" and event.json()["result"] != count:
+                world.problem(f"{name}: {event.data} instead of {count}")
+        elif event.event == "message":
+            n = event.json()["n"]
+            if expected is not None and n != expected:
+                world.problem(f"{name}: {n} of a task where {expected} should be")
+            expected = n + 1
+        elif event.event == "stream-reset":
+            world.reset(event.json()["reason"])
+            expected = None
+    return client.last_event_id
 
 
 #: Each kind of actor, and how many there are of it.

@@ -1,4 +1,4 @@
-"""A process that publishes numbers with a `Publisher`, and says after each how many the broker has: `publisher URL CHANNEL SERIES`."""
+"""A process that publishes numbers with a `Publisher`, and says after each one how many the broker has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sseflask import BrokerUnavailable, Publisher
 
 
 def main(url: str, channel: str, series: str) -> None:
-    """Publishes until the standard output is closed, or the process ends."""
+    """Publishes numbers of a series to a channel, until the process is ended."""
     with Publisher(url) as publisher:
         for n in itertools.count():
             while True:

@@ -13,7 +13,9 @@ from .world import World
 POINTS: Final = 12
 
 
-def markdown(world: World, measurement: Measurement, *, broker: str, seconds: float, memory: list[Growth], files: list[Growth]) -> str:
+def markdown(
+    world: World, measurement: Measurement, *, broker: str, seconds: float, memory: list[Growth], files: list[Growth]
+) -> str:
     """The report.
 
     Args:
@@ -26,11 +28,11 @@ def markdown(world: World, measurement: Measurement, *, broker: str, seconds: fl
     """
     counted = world.counted
     published = counted["events published over HTTP"] + counted["events published by another process"]
+    verdict = "**Failed.**" if world.problems else "**Passed.**"
     lines = [
         f"### {broker}, {seconds / 60:.1f} minutes, seed {world.seed}",
         "",
-        f"{'**Passed.**' if not world.problems else '**Failed.**'} {published:,} events accepted beside those of the workers' own, "
-        f"{counted['deliveries']:,} deliveries to channels' watchers, {counted['streams opened']:,} streams.",
+        f"{verdict} {published:,} events accepted from outside, {counted['deliveries']:,} seen by watchers; {counted['streams opened']:,} streams.",
         "",
         "| what happened | times |",
         "|---|---|",
