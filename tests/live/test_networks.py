@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Serve
 from tests.live import process
-from tests.live.client import Closable, get, open_stream
+from tests.live.client import Closable, connect, get, open_stream
 from tests.live.journal import sinks, stats, wait_for_no_streams, whats
 from tests.live.link import SERVER_ADDRESS, Link, in_namespace, link
 from tests.live.process import wait_until
@@ -148,7 +148,7 @@ class TestTrickle:
         """While what is sent to it fits the buffers on the way, it stays, however slowly it reads."""
         server, far = start(SSE_SEND_TIMEOUT=self.SEND_TIMEOUT, SSE_KEEPALIVE_INTERVAL=0.5)
         with wire.client_side:
-            slow = socket.create_connection(far.address, timeout=10)
+            slow = connect(far)
         with slow:
             slow.sendall(b"GET /on?channel=little HTTP/1.1\r\nHost: far\r\n\r\n")
             assert slow.recv(1) == b"H"

@@ -124,6 +124,7 @@ def _wait(world: World, seconds: float) -> None:
     while (left := ends - time.monotonic()) > 0:
         world.sleep(min(left, 60))
         if seconds >= 120:
+            left = max(0.0, ends - time.monotonic())
             say(f"{left / 60:.0f} min left, {world.counted['deliveries']:,} deliveries, {world.counted['problems']} problems")
 
 

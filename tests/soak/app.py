@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def numbers() -> Iterator[Any]:
 
 
 @app.get("/run")
-@sse.stream(resumable=True, coalesce=0.05, detach_grace=4)
+@sse.stream(resumable=True, coalesce=0.05, detach_grace=20)
 def run() -> Iterator[str]:
     """A text in small pieces, which its viewer may leave and come back to."""
     for n in range(request.args.get("count", 200, int)):
@@ -82,7 +82,7 @@ def run() -> Iterator[str]:
         time.sleep(0.02)
 
 
-def work(count: int) -> Iterator[Any]:
+def work(count: int) -> Generator[Any, None, int]:
     """A task's work."""
     for n in range(count):
         current_task.progress(n, count)

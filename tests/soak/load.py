@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 from tests.live.client import Event, StreamClient
@@ -99,7 +100,7 @@ def path_of(channel: str) -> str:
     return f"/on?channel={channel}"
 
 
-def steady(world: World, name: str, watcher: Watcher, channel: str) -> None:
+def steady(world: World, watcher: Watcher, channel: str) -> None:
     """Watches a channel from beginning to end, and comes back whenever it is cut."""
     while not world.stopping.is_set():
         client = world.open(path_of(channel), watcher.last_event_id)
@@ -231,19 +232,24 @@ def run_watcher(world: World, name: str) -> None:
                     last_event_id = event.id or last_event_id
                     if event.event == "message":
                         text += event.data
+                    elif event.event == "stream-end":
+                        # After a reset, what the reset says counts.
+                        end = end or event.json()["reason"]
                     elif event.event != "stream-open":
                         end = event.event
+                        if end == "stream-reset":
+                            world.reset(event.json()["reason"])
         judge_run(world, name, end, text, expected)
 
 
 def judge_run(world: World, name: str, end: str, text: str, expected: str) -> None:
     """Whether a run's text is what it must be."""
-    if end == "stream-end":
+    if end == "completed":
         world.count("runs seen to their end")
         if text != expected:
             world.problem(f"{name}: a run ended with {text[-40:]!r} instead of {expected[-40:]!r}, {len(text)} of {len(expected)}")
-    elif end in ("error", "stream-reset"):
-        world.count("runs told to have ended before their time")
+    elif end in ("error", "stream-reset", "abandoned"):
+        world.count(f"runs told to have ended before their time: {end}")
         if not expected.startswith(text):
             world.problem(f"{name}: a run that was ended had {text[-40:]!r}")
     elif end:
@@ -328,11 +334,11 @@ class Load:
                 name = f"steady-{channel}-{number}"
                 watcher = Watcher(self._world, name)
                 self.watchers.append((watcher, channel))
-                self._begin(name, lambda name=name, watcher=watcher, channel=channel: steady(self._world, name, watcher, channel))
+                self._begin(name, partial(steady, self._world, watcher, channel))
         for actor, count in ACTORS.items():
             for number in range(count):
                 name = f"{actor.__name__}-{number}"
-                self._begin(name, lambda actor=actor, name=name: actor(self._world, name))
+                self._begin(name, partial(actor, self._world, name))
 
     def missing(self) -> list[str]:
         """What those who watch from beginning to end have yet to see."""

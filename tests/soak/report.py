@@ -32,7 +32,8 @@ def markdown(
     lines = [
         f"### {broker}, {seconds / 60:.1f} minutes, seed {world.seed}",
         "",
-        f"{verdict} {published:,} events accepted from outside, {counted['deliveries']:,} seen by watchers; {counted['streams opened']:,} streams.",
+        f"{verdict} {published:,} events accepted from outside; watchers saw {counted['deliveries']:,}; "
+        + f"{counted['streams opened']:,} streams.",
         "",
         "| what happened | times |",
         "|---|---|",

@@ -39,7 +39,7 @@ class Watcher:
                     self.opened = True
                     self._at_open = dict(self._world.accepted)
             case "stream-reset":
-                reason = event.json()["reason"]
+                reason = str(event.json()["reason"])
                 self._world.reset(reason)
                 self._told = dict.fromkeys([*self.seen, *self._world.accepted], reason)
             case "message":
