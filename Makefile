@@ -4,12 +4,14 @@
 #   make test ARGS="-k headers -x"   arguments for pytest
 #   make test JOBS=0                 all tests in one process
 #   make bench ARGS=--quick          arguments for the benchmarks
+#   make soak MINUTES=20             how long it goes on
 #   BIND=127.0.0.1:9000 make demo    another address
 
 PYTHON ?= python3
 BIND ?= 127.0.0.1:8000
 ARGS ?=
 JOBS ?= 2
+MINUTES ?= 5
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_CACHE_DIR=$(abspath $
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client bench clean
+.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client bench soak clean
 
 help:
 	@echo "make demo    serve the examples at http://$(BIND)"
@@ -33,6 +35,7 @@ help:
 	@echo "make format  let ruff format the code and fix what it can"
 	@echo "make client  build the browser client from $(CLIENT) into $(SERVED)"
 	@echo "make bench   measure beside the others, and write docs/benchmarks.md (ARGS=...)"
+	@echo "make soak    load and faults for MINUTES=5, and a report (ARGS=...)"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -44,6 +47,7 @@ test: $(VENV)/.test
 	@sh tests/system.sh redis
 	@sh tests/system.sh proxies
 	@sh tests/system.sh node
+	@sh tests/system.sh network
 	@! command -v npm >/dev/null || $(MAKE) --no-print-directory $(CLIENT)/node_modules/.package-lock.json || true
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
@@ -73,6 +77,10 @@ client: $(CLIENT)/node_modules/.package-lock.json
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
+
+soak: $(VENV)/.test
+	@sh tests/system.sh redis
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 clean:
 	@rm -rf $(VENV) $(CLIENT)/node_modules $(CLIENT)/dist benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,9 @@
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
 # `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
 # tests of the Redis broker start, `system.sh node` to Node.js, npm and curl, for the browser client and other clients, `system.sh
-# proxies` to the proxies that deploy/ has files for. With apt-get, and as root or with a sudo that asks for no password, it installs
-# what is missing; else it says in one line what that is.
+# proxies` to the proxies that deploy/ has files for, `system.sh network` to what makes networks of the tests' own.
+# With apt-get, and as root or with a sudo that asks for no password, it installs what is missing; else it says in one line what that
+# is.
 set -eu
 
 has() {
@@ -87,6 +88,13 @@ node() {
     # shellcheck disable=SC2086
     if [ -n "$missing" ] && ! apt_install $missing; then
         echo "Missing for the browser client and the tests with other clients: $missing" >&2
+    fi
+}
+
+network() {
+    # Debian keeps it where only root's PATH may lead, and only root can make networks.
+    if ! has ip && ! [ -x /usr/sbin/ip ] && ! apt_install iproute2; then
+        echo "Missing for the tests on bad networks: ip, of iproute2" >&2
     fi
 }
 

@@ -16,8 +16,8 @@ from sseflask.stream import Stream
 
 from .poller import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Poller
 
-#: The connection's `TCP_USER_TIMEOUT`, as a part of `SSE_SEND_TIMEOUT`.
-USER_TIMEOUT_PART: Final = 1.5
+#: The connection's `TCP_USER_TIMEOUT` while its buffer is full, as a part of `SSE_SEND_TIMEOUT`; else it is that itself.
+BLOCKED_USER_TIMEOUT: Final = 1.5
 #: What a client sees of a stream that is cut: a reset, never an end that looks whole.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -49,11 +49,8 @@ class SocketSink:
         self._finishing = False
         self._taken: gevent.event.Event | None = None
         self.blocked_since: float | None = None
-        if sock.family in (_socket.AF_INET, _socket.AF_INET6):
-            # A peer that has vanished answers nothing, and a small keepalive always fits the buffer. The kernel waits longer than
-            # we do: a client whose buffer is full is cut by us, as slow.
-            timeout_ms = int(stream.send_timeout * USER_TIMEOUT_PART * 1000)
-            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, timeout_ms)
+        # A peer that has vanished answers nothing, and a small keepalive always fits the buffer: only the kernel knows.
+        self._limit_silence(1.0)
         poller.add(self._fd, self)
 
     @property
@@ -124,6 +121,7 @@ class SocketSink:
             pending, self._pending = self._pending, b""
             if self._send(pending) and self._sock is not None:
                 self.blocked_since = None
+                self._limit_silence(1.0)
                 self._poller.watch_writable(self._fd, on=False)
                 self._wake()
                 if self._finishing:
@@ -151,8 +149,17 @@ class SocketSink:
         self._pending = memoryview(data)[sent:]
         if self.blocked_since is None:
             self.blocked_since = time.monotonic()
+            # The kernel waits longer than we do: a client whose buffer is full is cut by us, as slow.
+            self._limit_silence(BLOCKED_USER_TIMEOUT)
             self._poller.watch_writable(self._fd, on=True)
         return False
+
+    def _limit_silence(self, part: float) -> None:
+        """Has the kernel end the connection when nothing was acknowledged for this part of `SSE_SEND_TIMEOUT`."""
+        sock = self._sock
+        if sock is not None and sock.family in (_socket.AF_INET, _socket.AF_INET6):
+            timeout_ms = int(self._stream.send_timeout * part * 1000)
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def _failed(self, error: OSError) -> None:
         self._close(CloseReason.LOST if error.errno == errno.ETIMEDOUT else CloseReason.DISCONNECTED)

@@ -1,0 +1,65 @@
+"""The soak's program works: a small one passes, and it would notice what is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.live.client import Event
+from tests.live.server import Server
+from tests.soak.__main__ import soak
+from tests.soak.watcher import Watcher
+from tests.soak.world import World
+
+SEED = 8
+
+
+@pytest.mark.timeout(150)
+def test_miniature(tmp_path: Path) -> None:
+    """Some seconds of everything, with faults of several kinds: nothing is lost, nothing is left."""
+    text, passed, log = soak(tmp_path, "sqlite", seconds=12, seed=SEED)
+    assert passed, f"{text}\n{log[-5000:]}"
+    counted = {what: int(times.replace(",", "")) for what, times in re.findall(r"^\| (.+?) \| ([\d,]+) \|$", text, re.MULTILINE)}
+    assert counted["deliveries"] > 100
+    assert sum(what.startswith("fault: ") for what in counted) >= 3, text
+
+
+class TestWatcher:
+    """A watcher sees what is wrong."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> World:
+        """A world whose server is never started."""
+        return World(Server("tests.soak.app:app", tmp_path), SEED)
+
+    @staticmethod
+    def take(watcher: Watcher, *what: int | str) -> None:
+        """Numbers of a series, and the reasons of resets."""
+        watcher.take(Event("stream-open", "{}", "e-0", None, 0.0))
+        for each in what:
+            if isinstance(each, int):
+                watcher.take(Event("message", f'{{"series": "s", "n": {each}}}', f"e-{each}", None, 0.0))
+            else:
+                watcher.take(Event("stream-reset", f'{{"reason": "{each}"}}', None, None, 0.0))
+
+    @pytest.mark.parametrize(
+        ("what", "problems"),
+        [
+            ((0, 1, 2), 0),
+            ((0, 1, 3), 1),
+            ((0, 1, 1), 1),
+            ((0, 2, 1), 2),
+            ((0, "history", 5, 6), 0),
+            ((0, "history", 5, 7), 1),
+            ((0, 1, "history", 1), 1),
+            ((0, 1, "epoch", 1, 2), 0),
+            ((2, 3), 1),
+        ],
+    )
+    def test_numbers(self, world: World, what: tuple[int | str, ...], problems: int) -> None:
+        """A number that is missing, double or out of turn is a problem, unless a reset has told so."""
+        world.accepted["s"] = 0
+        self.take(Watcher(world, "watcher"), *what)
+        assert len(world.problems) == problems
