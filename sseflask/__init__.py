@@ -23,13 +23,13 @@ from .errors import (
 )
 from .event import ServerSentEvent
 from .extension import SSE
+from .progress import current_task, each, track
 from .publisher import Publisher
 from .response import EventSourceResponse
 from .signals import event_published, stream_closed, stream_opened, subscriber_dropped
 from .state import CloseReason
 from .stream import Stream
 from .tasks import Task
-from .progress import current_task, each, track
 
 __all__ = [
     "SSE",

@@ -33,7 +33,7 @@ def markdown(
         f"### {broker}, {seconds / 60:.1f} minutes, seed {world.seed}",
         "",
         f"{verdict} {published:,} events accepted from outside; watchers saw {counted['deliveries']:,}; "
-        + f"{counted['streams opened']:,} streams.",
+        f"{counted['streams opened']:,} streams.",
         "",
         "| what happened | times |",
         "|---|---|",
