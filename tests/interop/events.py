@@ -76,5 +76,5 @@ def assert_whole(report: Report) -> None:
     assert (name, data) == ("stream-end", "over")
     assert re.fullmatch(r"[0-9a-z]+-[0-9]+-end", last_id)
     opened = [name for name, _, _ in report if name == "stream-open"]
-    assert len(opened) >= 3, "the server cut it twice at the least"
+    assert len(opened) >= 2, "the server cut it at least once"
     assert {name for name, _, _ in report} == {"n", "stream-open", "stream-end"}
