@@ -68,12 +68,30 @@ TEXTS = st.text(max_size=30) | st.sampled_from(
 )
 NAMES = (
     st.sampled_from(
-        ["news", "private", "NEWS", "ｎews", "news/", "/news", "-/stats", "-/health", "-/metrics", "-/client.js", "-/", ""]
+        [
+            "news",
+            "private",
+            "NEWS",
+            "ｎews",
+            "news/",
+            "/news",
+            "-/stats",
+            "-/health",
+            "-/metrics",
+            "-/client.js",
+            "-/channels",
+            "-/dashboard",
+            "-/dashboard/events",
+            "-/",
+            "",
+        ]
     )
     | TEXTS
 )
 #: Most are of what is there, so that what comes after the path and the method is looked at too.
-KNOWN = ["/events/news"] * 6 + ["/events/private"] * 4 + ["/events"] * 3 + ["/run"] * 2 + ["/count", "/task/x"]
+KNOWN = (
+    ["/events/news"] * 6 + ["/events/private"] * 4 + ["/events"] * 3 + ["/run"] * 2 + ["/count", "/task/x", "/events/-/channels"]
+)
 PATHS = st.one_of(*[st.sampled_from(KNOWN)] * 4, NAMES.map(lambda name: f"/events/{name}"), NAMES.map(lambda name: f"/task/{name}"))
 METHODS = st.sampled_from(["GET"] * 6 + ["POST"] * 6 + ["HEAD", "OPTIONS", "PUT", "DELETE", "PROPFIND", "get"])
 VALUES = (
@@ -83,7 +101,11 @@ VALUES = (
     | TEXTS
 )
 QUERIES = st.lists(
-    st.tuples(st.sampled_from(["channel", "token", "lastEventId", "last_event_id", "Channel", "%74oken", "x"]), VALUES), max_size=5
+    st.tuples(
+        st.sampled_from(["channel", "token", "lastEventId", "last_event_id", "Channel", "%74oken", "search", "page", "per_page"]),
+        VALUES,
+    ),
+    max_size=5,
 )
 #: What a server lets through in a header's value: Latin-1 without line ends and NUL.
 HEADER = (VALUES | st.text(st.characters(max_codepoint=255), max_size=40)).map(
