@@ -33,6 +33,9 @@ TUNSETIFF: Final = 0x400454CA
 IFF_TUN: Final = 0x0001
 IFF_NO_PI: Final = 0x1000
 
+#: Debian keeps it where only root's PATH may lead.
+IP: Final = shutil.which("ip", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+
 DEVICE: Final = "tun0"
 SERVER_ADDRESS: Final = "10.66.0.1"
 CLIENT_ADDRESS: Final = "10.66.0.2"
@@ -158,7 +161,7 @@ class Link:
 @contextlib.contextmanager
 def link() -> Iterator[Link]:
     """A link for one test; skips the test where the kernel refuses, or where the program `ip` is missing, which CI surely has."""
-    if shutil.which("ip") is None:
+    if IP is None:
         assert os.environ.get("CI") != "true", "the program ip is missing: tests/system.sh network installs it"
         pytest.skip("needs the program ip, of iproute2")
     try:
@@ -213,7 +216,8 @@ def _make(address: str, peer: str) -> tuple[int, int]:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
+    assert IP is not None
+    subprocess.run([IP, *arguments], check=True, capture_output=True, timeout=10)
 
 
 def _call(name: str, *arguments: int) -> None:

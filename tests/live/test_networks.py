@@ -131,7 +131,7 @@ class TestBadLine:
             for _ in watching:
                 assert ready.acquire(timeout=20), "a client has no open event"
             with wire.server_side:
-                publish(server, "line", count=self.EVENTS, pause=0.025)
+                publish(server, "line", count=self.EVENTS, pause=0.033)
             found = [each.result(40) for each in watching]
         assert wire.lost > 100
         for numbers, connections in found:

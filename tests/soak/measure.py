@@ -75,7 +75,8 @@ class Measurement:
     def growth(self, value: Callable[[Sample], float], *, min_life: float = MIN_LIFE) -> list[Growth]:
         """That of each worker that lived long enough, in the order of their birth; the arbiter's last."""
         found: list[Growth] = []
-        for pid, samples in [*self.samples.items(), (self._server.pid, self.arbiter)]:
+        arbiters = [(self._server.pid, self.arbiter)] if self.arbiter else []
+        for pid, samples in [*self.samples.items(), *arbiters]:
             life = samples[-1].at - samples[0].at if samples else 0.0
             if life < min_life:
                 continue

@@ -29,11 +29,11 @@ def markdown(
     counted = world.counted
     published = counted["events published over HTTP"] + counted["events published by another process"]
     verdict = "**Failed.**" if world.problems else "**Passed.**"
+    seen, opened = f"watchers saw {counted['deliveries']:,}", f"{counted['streams opened']:,} streams"
     lines = [
         f"### {broker}, {seconds / 60:.1f} minutes, seed {world.seed}",
         "",
-        f"{verdict} {published:,} events accepted from outside; watchers saw {counted['deliveries']:,}; "
-        f"{counted['streams opened']:,} streams.",
+        f"{verdict} {published:,} events accepted from outside; {seen}; {opened}.",
         "",
         "| what happened | times |",
         "|---|---|",
@@ -44,10 +44,10 @@ def markdown(
         "| process | lived, s | MiB, second third | last third | files, second third | last third |",
         "|---|---|---|---|---|---|",
     ]
-    for grown, opened in zip(memory, files, strict=True):
+    for grown, held in zip(memory, files, strict=True):
         lines.append(
             f"| {grown.pid} | {grown.seconds:.0f} | {grown.second / MIB:.1f} | {grown.last / MIB:.1f} "
-            f"| {opened.second:.0f} | {opened.last:.0f} |"
+            f"| {held.second:.0f} | {held.last:.0f} |"
         )
     lines += ["", f"{len(measurement.samples)} workers in all; all of them together, at {POINTS} times:", ""]
     lines += ["| second | workers | MiB a worker | files a worker |", "|---|---|---|---|"]
