@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -128,8 +129,7 @@ class TestBadLine:
 
         with ThreadPoolExecutor(self.CLIENTS) as threads:
             watching = [threads.submit(in_namespace(wire.client_side, partial(watch, n))) for n in range(self.CLIENTS)]
-            for _ in watching:
-                assert ready.acquire(timeout=20), "a client has no open event"
+            wait_for_open(ready, watching)
             with wire.server_side:
                 publish(server, "line", count=self.EVENTS, pause=0.033)
             found = [each.result(40) for each in watching]
@@ -186,8 +186,7 @@ class TestTrickle:
             try:
                 threads.submit(trickle, slow)
                 watching = [threads.submit(in_namespace(wire.client_side, watch)) for _ in range(5)]
-                for _ in watching:
-                    assert ready.acquire(timeout=10), "a client has no open event"
+                wait_for_open(ready, watching)
                 with wire.server_side:
                     opened = stats(server)["streams"]
                     publish(server, "much", count=100, size=60_000, pause=0.05)
@@ -204,6 +203,17 @@ class TestTrickle:
             epoch, seq = first.id.split("-")
             numbers, _ = follow(far, "/on?channel=much", count=100, last_event_id=f"{epoch}-{int(seq) - 100}")
         assert numbers == list(range(100))
+
+
+def wait_for_open(opened: threading.Semaphore, watching: Sequence[Future[Any]]) -> None:
+    """Waits until each client has had its open event; what one of them fell over is raised here."""
+    deadline = time.monotonic() + 30
+    for _ in watching:
+        while not opened.acquire(timeout=0.2):
+            for each in watching:
+                if each.done():
+                    each.result()
+            assert time.monotonic() < deadline, "a client has no open event"
 
 
 def publish(server: Server, channel: str, *, count: int = 1, size: int = 0, pause: float = 0.0) -> None:
