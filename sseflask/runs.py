@@ -25,6 +25,7 @@ from .detached import END, DetachedStream
 from .errors import BrokerUnavailable, StreamClosed, StreamError, StreamTimeout, TaskEnded
 from .event import ServerSentEvent
 from .handoff import Failure, Handoff
+from .lease import TURN_SECONDS
 from .log import KEEP_ALL, RunId
 from .producer import GeneratorProducer, Runner
 from .response import HEADERS, UNAVAILABLE, EventSourceResponse, active_app, find_client, last_event_id, refusal
@@ -85,7 +86,8 @@ class RunStream(DetachedStream):
         super().renewed(lease, viewers, now)
         if viewers or self._watched_at is None:
             self._watched_at = now
-        elif viewers is not None and now - self._watched_at > self.grace:
+        elif viewers is not None and now - self._watched_at > self.grace + TURN_SECONDS:
+            # The last viewer may have left just now, a turn after it was last seen.
             self.ask(CloseReason.ABANDONED)
 
     @property
