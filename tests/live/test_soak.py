@@ -9,7 +9,7 @@ import pytest
 
 from tests.live.client import Event
 from tests.live.server import Server
-from tests.soak.__main__ import soak
+from tests.soak.__main__ import judge_log, soak
 from tests.soak.measure import MEMORY_SLACK, MIB, Measurement, Sample
 from tests.soak.watcher import Watcher
 from tests.soak.world import World
@@ -25,6 +25,16 @@ def test_miniature(tmp_path: Path) -> None:
     counted = {what: int(times.replace(",", "")) for what, times in re.findall(r"^\| (.+?) \| ([\d,]+) \|$", text, re.MULTILINE)}
     assert counted["deliveries"] > 100
     assert any(what.startswith("fault: ") for what in counted), text
+
+
+def test_log(tmp_path: Path) -> None:
+    """A traceback in the server's log is a problem, but for that of work that gave up on a broker that was away."""
+    world = World(Server("tests.soak.app:app", tmp_path), SEED)
+    frames = ["Traceback (most recent call last):", '  File "app.py", line 1, in work', "    work()"]
+    judge_log(world, ["[INFO] fine", *frames, "sseflask.errors.BrokerUnavailable: Timeout reading from socket", "[INFO] fine"])
+    assert world.problems == []
+    judge_log(world, [*frames, "KeyError: 'a'", *frames])
+    assert len(world.problems) == 2 and "KeyError" in world.problems[0]
 
 
 class TestWatcher:

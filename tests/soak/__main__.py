@@ -32,6 +32,8 @@ PATIENCE: Final = 40.0
 SOCKETS_SLACK: Final = 20
 #: Seconds that a worker may take to leave.
 GRACEFUL_TIMEOUT: Final = 10
+#: What work ends with, as documented, when the broker is away for longer than `SSE_PRODUCER_LEASE`.
+GAVE_UP: Final = "sseflask.errors.BrokerUnavailable"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -161,8 +163,24 @@ def _check_end(world: World, sockets: int, temporary: Path) -> None:
         assert not left, f"left in the temporary directory: {left}"
     except (AssertionError, KeyError) as error:
         world.problem(f"at the end: {error!r}")
-    for line in server.log().splitlines():
-        if "Traceback" in line or "[CRITICAL]" in line:
+    judge_log(world, server.log().splitlines())
+
+
+def judge_log(world: World, lines: Sequence[str]) -> None:
+    """Takes each traceback and critical line of the server's for a problem, but for work that gave up on a broker that was away.
+
+    Args:
+        world: What is told of problems, and counts the others.
+        lines: The log's.
+    """
+    for number, line in enumerate(lines):
+        if "Traceback" in line:
+            error = next((later for later in lines[number + 1 :] if later[:1] not in ("", " ")), "")
+            if error.startswith(GAVE_UP):
+                world.count("work that gave up: Redis was away for longer than its lease")
+            else:
+                world.problem(f"in the server's log: {line} {error}")
+        elif "[CRITICAL]" in line:
             world.problem(f"in the server's log: {line}")
 
 

@@ -165,7 +165,8 @@ def holder_of_tokens(world: World, name: str) -> None:
         answer = world.ask_json("/token?channel=secret&action=subscribe&seconds=3")
         if answer is None:
             return
-        client = world.open(f"/events/secret?token={answer['token']}", watcher.last_event_id)
+        # Where workers stand still for a while, it may have expired before it is looked at.
+        client = world.open(f"/events/secret?token={answer['token']}", watcher.last_event_id, too_late=401)
         if client is not None:
             with client:
                 watcher.expired = False

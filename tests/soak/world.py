@@ -83,8 +83,10 @@ class World:
         """Waits, unless the load is to end."""
         self.stopping.wait(seconds)
 
-    def open(self, path: str, last_event_id: str = "", *, receive_buffer: int | None = None) -> StreamClient | None:
-        """Opens a stream; None where the server can't just now.
+    def open(
+        self, path: str, last_event_id: str = "", *, receive_buffer: int | None = None, too_late: int | None = None
+    ) -> StreamClient | None:
+        """Opens a stream; None where the server can't just now, or says by the status `too_late` that it is.
 
         Raises:
             ProtocolError: The answer is not what it may be.
@@ -104,8 +106,8 @@ class World:
             self.count("streams opened")
             return client
         with client:
-            if client.status == 503:
-                self.count("opens answered with 503")
+            if client.status in (503, too_late):
+                self.count(f"opens answered with {client.status}")
                 return None
             raise ProtocolError(f"{path} is answered with {client.status}")
 
