@@ -76,7 +76,8 @@ def answer(tasks: Tasks, task_id: str, options: StreamOptions) -> Response:
                 return Response(status=204)
             return TaskResponse(tasks, record, beginning, options)
         # What it missed is gone; it gets where the task stands instead, with the word that this is so.
-        resumption = broker.log.resume(channels, asked)
+        with broker.emitter.lock:
+            resumption = broker.log.resume(channels, asked)
         frames = reset_frame(settings, resumption.reset or "history", asked, None)
     # Listened to before the record is read: what comes after that is in the log.
     broker.prepare(channels)
