@@ -26,7 +26,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_CACHE_DIR=$(abspath $
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client bench soak clean
+.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client docs bench soak clean
 
 help:
 	@echo "make demo    serve the examples at http://$(BIND)"
@@ -34,7 +34,8 @@ help:
 	@echo "make lint    ruff, mypy and pyright"
 	@echo "make format  let ruff format the code and fix what it can"
 	@echo "make client  build the browser client from $(CLIENT) into $(SERVED)"
-	@echo "make bench   measure beside the others, and write docs/benchmarks.md (ARGS=...)"
+	@echo "make docs    build the documentation into docs/_build, warnings being errors"
+	@echo "make bench   measure beside the others, and write docs/compare/benchmarks.md (ARGS=...)"
 	@echo "make soak    load and faults for MINUTES=5, and a report (ARGS=...)"
 	@echo "make clean   remove what these commands made"
 
@@ -75,6 +76,11 @@ client: $(CLIENT)/node_modules/.package-lock.json
 	@cd $(CLIENT) && npm run --silent build && npm run --silent check
 	@mkdir -p $(dir $(SERVED)) && cp $(CLIENT)/dist/client.js $(CLIENT)/dist/client.LICENSE.txt $(dir $(SERVED))
 
+docs: $(VENV)/.docs
+	@sh tests/system.sh docs
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
+	@echo "The documentation: docs/_build/index.html"
+
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
@@ -83,7 +89,7 @@ soak: $(VENV)/.test
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 clean:
-	@rm -rf $(VENV) $(CLIENT)/node_modules $(CLIENT)/dist benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(CLIENT)/node_modules $(CLIENT)/dist docs/_build benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:
@@ -112,6 +118,11 @@ $(CLIENT)/node_modules/.package-lock.json: $(CLIENT)/package.json $(CLIENT)/pack
 $(VENV)/.lint: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what checks it"
 	@$(INSTALL) '.[lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.python $(PACKAGING)
+	@echo "Installing the package and what builds its documentation"
+	@$(INSTALL) '.[docs]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.python $(PACKAGING)

@@ -16,7 +16,7 @@ from .environment import Unavailable
 from .result import Results
 from .scenario import Scenario
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "compare"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -86,8 +86,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against", choices=list(peer.BY_NAME), default="flask-plain", help="whose figures the ratios are told by")
     parser.add_argument("--runs", type=int, default=None, help="of each peer (default: 3, quick: 1)")
     parser.add_argument("--quick", action="store_true", help="small, once, in two minutes: to see whether it works")
-    parser.add_argument("--save", action="store_true", help="write docs/benchmarks.json, .md and plots")
-    parser.add_argument("--output", type=Path, default=DOCS, help="where --save writes (default: docs)")
+    parser.add_argument("--save", action="store_true", help="write docs/compare/benchmarks.json, .md and plots")
+    parser.add_argument("--output", type=Path, default=DOCS, help="where --save writes (default: docs/compare)")
     options = parser.parse_args(arguments)
     options.runs = options.runs or (1 if options.quick else 3)
     return options

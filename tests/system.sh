@@ -2,9 +2,9 @@
 # What pip can't install: `system.sh python PYTHON` sees to an interpreter that can make virtual environments,
 # `system.sh browser` to the Chromium and the driver that the browser tests drive, `system.sh redis` to the servers that the
 # tests of the Redis broker start, `system.sh node` to Node.js, npm and curl, for the browser client and other clients, `system.sh
-# proxies` to the proxies that deploy/ has files for, `system.sh network` to what makes networks of the tests' own.
-# With apt-get, and as root or with a sudo that asks for no password, it installs what is missing; else it says in one line what that
-# is.
+# proxies` to the proxies that deploy/ has files for, `system.sh network` to what makes networks of the tests' own, `system.sh docs`
+# to what draws the documentation's diagrams. With apt-get, and as root or with a sudo that asks for no password, it installs what is
+# missing; else it says in one line what that is.
 set -eu
 
 has() {
@@ -105,6 +105,13 @@ proxies() {
             echo "Missing for the tests of deploy/: $program" >&2
         fi
     done
+}
+
+docs() {
+    if ! has dot && ! apt_install graphviz; then
+        echo "Missing for the documentation's diagrams: dot, of graphviz" >&2
+        exit 1
+    fi
 }
 
 "$@"

@@ -15,7 +15,7 @@ from sseflask.config import Settings
 from sseflask.state import CloseReason, StreamState
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path) -> list[str]:
@@ -44,9 +44,9 @@ def test_the_readme_app_streams() -> None:
 
 
 def test_the_publisher_of_the_docs_reaches_the_app(tmp_path: Path) -> None:
-    """What docs/brokers.md publishes from elsewhere is in the app's channel, and closes it."""
+    """What docs/reference/brokers.md publishes from elsewhere is in the app's channel, and closes it."""
     namespace: dict[str, Any] = {"__name__": "docs_brokers"}
-    for block in blocks(ROOT / "docs/brokers.md"):
+    for block in blocks(ROOT / "docs/reference/brokers.md"):
         exec(compile(block.replace("/var/lib/shop", str(tmp_path)), "brokers.md", "exec"), namespace)
     event_id = namespace["ship"](7)
     assert namespace["ship"](7) == event_id
@@ -77,8 +77,8 @@ def test_each_make_command_of_the_readme_exists() -> None:
 
 
 def test_each_setting_is_documented_with_its_default() -> None:
-    """docs/settings.md has each setting, with its default."""
-    rows = re.findall(r"^\| `(SSE_\w+)` \| (\S+) \|", (ROOT / "docs/settings.md").read_text(), re.MULTILINE)
+    """docs/reference/settings.md has each setting, with its default."""
+    rows = re.findall(r"^\| `(SSE_\w+)` \| (\S+) \|", (ROOT / "docs/reference/settings.md").read_text(), re.MULTILINE)
     defaults = {f"SSE_{field.name.upper()}": field.default for field in dataclasses.fields(Settings)}
 
     def shown(value: object) -> str:
@@ -90,7 +90,7 @@ def test_each_setting_is_documented_with_its_default() -> None:
 
 
 def test_states_and_reasons_are_documented() -> None:
-    """docs/streams.md names each state and each reason for an end."""
-    text = (ROOT / "docs/streams.md").read_text()
+    """docs/understand/streams.md names each state and each reason for an end."""
+    text = (ROOT / "docs/understand/streams.md").read_text()
     assert all(f"| {state.value} |" in text for state in StreamState)
     assert all(f"`{reason.value}`" in text for reason in CloseReason)

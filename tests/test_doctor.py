@@ -498,8 +498,8 @@ def test_a_server_writes_nothing_onto_a_terminal() -> None:
 
 
 def test_the_limits_are_those_of_the_docs() -> None:
-    """docs/proxies.md has each limit that a silence is put down to, and each finding that there can be."""
-    text = (Path(__file__).parents[1] / "docs/proxies.md").read_text()
+    """docs/how-to/proxies.md has each limit that a silence is put down to, and each finding that there can be."""
+    text = (Path(__file__).parents[1] / "docs/how-to/proxies.md").read_text()
     rows = re.findall(r"^\| ([^|]+) \| (\d+) \|$", text, re.MULTILINE)
     assert rows == [(who.replace(" and ", ", "), f"{limit:g}") for limit, who in IDLE_LIMITS]
     subjects = {subject for row in re.findall(r"^\| ([\w ,]+) \| [^|]*\.\s*\|$", text, re.MULTILINE) for subject in row.split(", ")}

@@ -20,7 +20,7 @@ from tests.live.process import wait_until
 from tests.test_subscription import World
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-PAGE: Final = (ROOT / "docs/logging.md").read_text()
+PAGE: Final = (ROOT / "docs/reference/logging.md").read_text()
 METHODS: Final = {"debug", "info", "warning", "error", "exception", "critical"}
 
 
@@ -43,7 +43,7 @@ def test_each_line_has_facts() -> None:
 
 
 def test_facts_and_loggers_are_documented() -> None:
-    """docs/logging.md has each logger and each fact, and no others."""
+    """docs/reference/logging.md has each logger and each fact, and no others."""
     facts, loggers = set(), set()
     for path in (ROOT / "sseflask").rglob("*.py"):
         text = path.read_text()

@@ -396,7 +396,7 @@ class TestMetrics:
     """What the endpoint tells Prometheus."""
 
     def test_docs(self, make_world: Callable[..., World]) -> None:
-        """docs/metrics.md has each metric that there is, with its type and labels, and no other; each worker's are the same."""
+        """docs/reference/metrics.md has each metric, with its type and labels, and no other; each worker's are the same."""
         app, sse = open_app(SSE_METRICS_CHANNELS=["job:*"])
         with app.app_context():
             sse.publish("a", channel="job:7")
@@ -407,7 +407,7 @@ class TestMetrics:
         process.current().ended[CloseReason.COMPLETED] += 1
         found = families(app.test_client().get("/events/-/metrics").get_data(as_text=True))
         told = {}
-        for name, kind, label, meaning in ROW.findall((ROOT / "docs/metrics.md").read_text()):
+        for name, kind, label, meaning in ROW.findall((ROOT / "docs/reference/metrics.md").read_text()):
             assert len(meaning) > 10
             told[name.removesuffix("_total")] = (kind, {label} - {""})
             assert name.endswith("_total") == (kind == "counter")

@@ -1,4 +1,4 @@
-"""docs/openapi.yaml: it is complete, and what the routes answer to any request is what it says."""
+"""docs/reference/openapi.yaml: it is complete, and what the routes answer to any request is what it says."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 from sseflask import SSE, EventDecoder, process
 from tests.live.process import wait_until
 
-DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).resolve().parents[1] / "docs/openapi.yaml").read_text())
+DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).resolve().parents[1] / "docs/reference/openapi.yaml").read_text())
 PREFIX = DOCUMENT["servers"][0]["url"]
 #: Not those that an unknown method is refused by 405, and a header that we don't know by 400: a channel may have any path.
 CHECKS = [
@@ -106,8 +106,8 @@ def test_routes() -> None:
         if rule.endpoint.startswith("sse.")
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
-    assert there - told == set(), "routes that docs/openapi.yaml lacks: describe them there"
-    assert told - there == set(), "routes of docs/openapi.yaml that the blueprint hasn't"
+    assert there - told == set(), "routes that docs/reference/openapi.yaml lacks: describe them there"
+    assert told - there == set(), "routes of docs/reference/openapi.yaml that the blueprint hasn't"
 
 
 def test_the_document_is_valid() -> None:

@@ -1,4 +1,4 @@
-"""What docs/security.md says is stopped, as far as no other test shows it; and that each test that it names is there."""
+"""What docs/understand/security.md says is stopped, as far as no other test shows it; and that each test that it names is there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sseflask import SSE, EventDecoder, ServerSentEvent, process
 from tests.live.process import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/security.md"
+PAGE = ROOT / "docs/understand/security.md"
 SECRET = "a secret key"
 #: What a client may write for the channel `private`, and for what is nobody's, after the prefix.
 SPELLED = [
@@ -106,7 +106,7 @@ def channels_of(events: list[ServerSentEvent]) -> list[str]:
 
 
 class TestPage:
-    """docs/security.md."""
+    """docs/understand/security.md."""
 
     def test_each_test_exists(self) -> None:
         """Each test that the page names is there, and each row of its table of threats names one."""

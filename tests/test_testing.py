@@ -523,9 +523,9 @@ def test_reader_is_shown(app: Flask) -> None:
 
 @pytest.mark.timeout(120)
 def test_the_page_on_testing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests that docs/testing.md shows pass."""
+    """The tests that docs/how-to/testing.md shows pass."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{pytester.path}")
-    shop, *tests = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/testing.md").read_text(), re.DOTALL | re.MULTILINE)
+    shop, *tests = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/how-to/testing.md").read_text(), re.DOTALL | re.MULTILINE)
     pytester.makepyfile(shop=shop, test_shop="\n".join(["from shop import app, sse", *tests]))
     result = pytester.runpytest_subprocess("-p", "pytest_sseflask", "-W", "error", timeout=100)
     result.assert_outcomes(passed=8)
