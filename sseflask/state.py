@@ -97,6 +97,10 @@ class Sink(Protocol):
         """As `write`, for frames that many clients get."""
         ...
 
+    def hold(self, data: bytes) -> bool:
+        """As `write`, for frames that may go out with those that follow at once, when the producer gives way at the latest."""
+        ...
+
     def wait(self) -> None:
         """Waits until the client has taken what was written, or the sink has ended."""
 
