@@ -1,4 +1,4 @@
-"""What the README and the docs say is so: their code runs, their commands exist, their tables are complete."""
+"""What the README and the docs say is so: their commands exist, their tables are complete. Their code is run by tests/docs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sseflask import __main__, cli
 from sseflask.brokers import open_store
 from sseflask.config import Settings
 from sseflask.state import CloseReason, StreamState
+from tests.docs.page import ROOT, pages
+from tests.docs.page import blocks as page_blocks
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = pages()
 
 
 def blocks(page: Path) -> list[str]:
     """The Python code of a page, block by block."""
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs(page: Path) -> None:
-    """The blocks of a page run from top to bottom, in one namespace."""
-    namespace: dict[str, object] = {"__name__": f"docs_{page.stem}"}
-    for number, block in enumerate(blocks(page)):
-        exec(compile(block, f"{page.name}[{number}]", "exec"), namespace)
-    app = namespace.get("app")
-    assert bool(blocks(page)) == (app is not None)
+    return [block.text for block in page_blocks(page) if block.language == "python"]
 
 
 def test_the_readme_app_streams() -> None:
