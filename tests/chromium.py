@@ -84,4 +84,4 @@ def page(chromium: Browser, console: Console, serve: object) -> Iterator[Page]:
     console.watch(page)
     yield page
     context.close()
-    assert console.complaints() == []
+    assert console.complaints() == [], console.complaints()

@@ -250,6 +250,13 @@ class Console:
         while self._running:
             self._running.pop().stop()
 
+    def write(self, block: Block) -> None:
+        """Saves a file of the page's, in the folder where the reader is."""
+        assert block.file is not None
+        file = self._folder() / block.file
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.place.here(block.text))
+
     def run(self, block: Block) -> None:
         """Types a block's commands, one after the other.
 
@@ -354,6 +361,10 @@ class Console:
         running = Running(command, kind, popen, output, self.place.told)
         self._running.append(running)
         return running
+
+    def _folder(self) -> Path:
+        (told,) = re.findall(r"^cd (.*)$", (self._shell / "state").read_text(), re.MULTILINE)[-1:]
+        return Path(*shlex.split(told))
 
     def _environment(self) -> dict[str, str]:
         return {

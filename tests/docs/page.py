@@ -69,6 +69,12 @@ def name(page: Path) -> str:
     return str((page.relative_to(DOCS) if page.is_relative_to(DOCS) else page.relative_to(ROOT)).with_suffix(""))
 
 
+def addresses(page: Path) -> list[tuple[int, str]]:
+    """The addresses of the reader's own server that a page tells to open, each with its line."""
+    lines = enumerate(page.read_text().splitlines(), 1)
+    return [(number, found) for number, line in lines for found in re.findall(r"<(http://127\.0\.0\.1:\d+[^>]*)>", line)]
+
+
 def blocks(page: Path) -> list[Block]:
     """The blocks of a page, from top to bottom."""
     return list(_blocks(page, page.read_text(), 1))
