@@ -1,8 +1,8 @@
 """Every code block of the README and of the pages in docs/ is executed, or checked by what reads its language.
 
 `page.py` takes the pages apart, `place.py` is where their code runs, `console.py` types the commands, `browser.py` drives Chromium,
-and `checks.py` reads what isn't run. The tests are in `test_pages.py`, one for each page and kind of code; that each of them can
-fail is shown in `test_broken.py`.
+and `checks.py` reads what isn't run. There is a test for each page and kind of code; that each of them can fail is shown in
+`test_broken.py`.
 
 How blocks are written:
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from flask import Flask, render_template_string
-from playwright.sync_api import Page, Request
+from playwright.sync_api import Page, Request, Route
 from werkzeug import Response
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from sseflask import process
 from tests.chromium import Console
 from tests.docs.page import Block
+from tests.interop import npm
 from tests.live.process import wait_until
 
+#: Where pages have libraries for browsers from.
+CDN: Final = "https://cdn.jsdelivr.net/npm/"
 HEAD: Final = '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,">'
 #: What a page leaves to its reader; and a note of each `fetch`: path, method, Authorization and body.
 AROUND: Final = """
@@ -84,6 +88,7 @@ class Visitor:
         page.add_init_script(AROUND)
         page.on("request", self._has_asked)
         page.on("response", lambda response: self._waiting.discard(response.request))
+        page.route(f"{CDN}**", _from_node_modules)
         page.on("requestfailed", self._has_failed)
 
     def run(self, block: Block, text: str, origin: str) -> None:
@@ -134,6 +139,18 @@ class Visitor:
     def _has_failed(self, request: Request) -> None:
         # Given up by the page itself, or it complains.
         self._waiting.discard(request)
+
+
+def _from_node_modules(route: Route) -> None:
+    """What a CDN has of npm's packages, from those that the tests of other clients install, in the versions that the page names."""
+    name, version, path = re.fullmatch(r"((?:@[^/]+/)?[^@/]+)@([^/]+)/([^?]+)", route.request.url.removeprefix(CDN)).groups()  # type: ignore[union-attr]
+    modules = npm.installed() / "node_modules"
+    for found in (*modules.glob("*/package.json"), *modules.glob("@*/*/package.json")):
+        package = json.loads(found.read_text())
+        if (package["name"], package["version"]) == (name, version) and (found.parent / path).is_file():
+            route.fulfill(path=found.parent / path, headers={"Access-Control-Allow-Origin": "*", "Content-Type": "text/javascript"})
+            return
+    route.fulfill(status=404, body=f"tests/interop/node/package.json has no {name}@{version}, or it has no {path}")
 
 
 def is_fetched(asked: list[list[str | None]], wanted: list[Any]) -> bool:

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from configparser import ConfigParser
 from contextlib import suppress
 from dataclasses import dataclass
@@ -395,7 +395,7 @@ def _listens(port: int, kind: str) -> bool:
     return False
 
 
-def needs_redis(blocks: list[Block]) -> bool:
+def needs_redis(blocks: Sequence[Block]) -> bool:
     """Whether a page's code asks a Redis that none of its commands starts."""
     typed: Iterator[str] = (block.text for block in blocks if block.language == "console")
     return any(NEEDS_REDIS.search(block.text) for block in blocks) and not any("redis-server" in text for text in typed)

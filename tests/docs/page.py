@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import pytest
 from markdown_it import MarkdownIt
 from mdit_py_plugins.colon_fence import colon_fence_plugin
 
@@ -54,6 +56,13 @@ class Block:
         """The name of the file in the reader's folder that it is, or None: it is no file."""
         return None if self.included or self.language in ("console", "text") else self.options.get("caption")
 
+    @property
+    def is_test(self) -> bool:
+        """Whether pytest finds tests in it."""
+        return self.language == "python" and (
+            (self.file or "").startswith("test_") or re.search(r"^(async )?def test_", self.text, re.MULTILINE) is not None
+        )
+
     def fails(self, why: str) -> AssertionError:
         """An error that says where, and what to do."""
         return AssertionError(f"{self.where}: {why}")
@@ -62,6 +71,21 @@ class Block:
 def pages() -> list[Path]:
     """The README and the pages of docs/."""
     return [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+
+
+def is_run(block: Block) -> bool:
+    """Whether it runs by itself: it is no file of the reader's, and not shown from a file of ours."""
+    return block.file is None and block.included is None
+
+
+def running(page: Path, *languages: str) -> list[Block]:
+    """The blocks of a page that run by themselves, of these languages."""
+    return [block for block in blocks(page) if block.language in languages and is_run(block)]
+
+
+def parametrized(choose: Callable[[Path], object]) -> pytest.MarkDecorator:
+    """Calls a test with `path` for each page that is chosen."""
+    return pytest.mark.parametrize("path", list(filter(choose, pages())), ids=name)
 
 
 def name(page: Path) -> str:
@@ -75,9 +99,10 @@ def addresses(page: Path) -> list[tuple[int, str]]:
     return [(number, found) for number, line in lines for found in re.findall(r"<(http://127\.0\.0\.1:\d+[^>]*)>", line)]
 
 
-def blocks(page: Path) -> list[Block]:
+@functools.cache
+def blocks(page: Path) -> tuple[Block, ...]:
     """The blocks of a page, from top to bottom."""
-    return list(_blocks(page, page.read_text(), 1))
+    return tuple(_blocks(page, page.read_text(), 1))
 
 
 def _blocks(page: Path, text: str, first: int) -> Iterator[Block]:

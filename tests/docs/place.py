@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -82,7 +83,7 @@ class Place:
         self._stack.callback(server.close)
         server.start()
 
-    def run_python(self, blocks: list[Block], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    def run_python(self, blocks: Sequence[Block], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         """Runs blocks from top to bottom, in one namespace, with the folder as the current one, and returns what they defined.
 
         What their app has opened is closed with the place.

@@ -14,19 +14,11 @@ from tests.docs.page import Block
 from tests.docs.place import Place
 
 
-def blocks_of(tmp_path: Path, text: str) -> list[Block]:
+def blocks_of(tmp_path: Path, text: str) -> tuple[Block, ...]:
     """The blocks of a page with this text."""
     path = tmp_path / "page.md"
     path.write_text(textwrap.dedent(text))
     return page.blocks(path)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    """The reader's machine."""
-    folder = tmp_path / "reader"
-    folder.mkdir()
-    return Place(folder)
 
 
 class TestPage:
@@ -167,7 +159,7 @@ def test_parts_of_configurations(tmp_path: Path, language: str, text: str) -> No
 def test_python(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of a Python block is told, with the line in the traceback."""
     blocks = blocks_of(tmp_path, "```python\nx = 1\n```\n\nText.\n\n```python\nx += 1\nx / 0\n```\n")
-    with place, pytest.raises(AssertionError, match=r"page\.md:8: .*ZeroDivisionError") as raised:
+    with pytest.raises(AssertionError, match=r"page\.md:8: .*ZeroDivisionError") as raised:
         place.run_python(blocks, monkeypatch)
     cause = raised.value.__cause__
     assert cause is not None and cause.__traceback__ is not None and cause.__traceback__.tb_next is not None
@@ -179,14 +171,13 @@ class TestConsole:
 
     def run(self, place: Place, tmp_path: Path, text: str) -> None:
         """Types what a page with these lines in a console block says."""
-        with place:
-            terminals = Console(place)
-            try:
-                for block in blocks_of(tmp_path, text):
-                    terminals.run(block)
-                terminals.finish()
-            finally:
-                terminals.close()
+        terminals = Console(place)
+        try:
+            for block in blocks_of(tmp_path, text):
+                terminals.run(block)
+            terminals.finish()
+        finally:
+            terminals.close()
 
     def test_what_holds(self, tmp_path: Path, place: Place) -> None:
         """Output is compared, `…` stands for anything, variables and the folder stay, a stream goes on in a later block."""
