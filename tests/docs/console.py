@@ -151,8 +151,8 @@ def check_nothing(_: Command) -> None:
 CHECKED: Final[dict[str, Callable[[Command], None]]] = {
     r"(python3? -m )?pip install ": check_pip,
     r"make\b": check_make,
-    r"python3? -m venv \S+$": check_nothing,
-    r"(\.|source) \S*\.?venv/bin/activate$": check_nothing,
+    r"python3? -m venv ": check_nothing,
+    r"(\.|source) \S*\.?venv/bin/activate\b": check_nothing,
     r"apt(-get)? (install|update)\b": check_nothing,
 }
 
@@ -289,6 +289,8 @@ class Console:
             return
         check = next((check for pattern, check in CHECKED.items() if re.match(pattern, typed)), None)
         if check is not None:
+            if {"&&", "||", "|", ";"} & set(command.words):
+                raise command.fails("it isn't run, only looked at, and so would be what comes after it: one command a line")
             check(command)
             return
         kind = next((kind for kind, pattern in SERVERS.items() if re.match(pattern, typed)), None)

@@ -218,6 +218,7 @@ class TestConsole:
             ("$ pip install 'sseflask[reddis]'", "no such extra"),
             ("$ pip install left-pad", "no package of setup.cfg"),
             ("$ make coffee", "no such target"),
+            ("$ . .venv/bin/activate && false", "one command a line"),
             ("more of a stream", "no stream is being shown"),
         ],
     )

@@ -12,6 +12,8 @@ from tests.docs.browser import Visitor, is_fetched, served
 from tests.docs.page import parametrized
 from tests.docs.place import Place
 
+pytestmark = pytest.mark.browser
+
 #: What the blocks of a page ask a server for, besides being answered: path, method, `Authorization`, body.
 ASKED: dict[str, list[list[Any]]] = {
     "reference/browser": [

@@ -11,6 +11,8 @@ from tests.docs.console import Console
 from tests.docs.page import Block, parametrized
 from tests.docs.place import Place
 
+pytestmark = pytest.mark.live
+
 #: What the reader sees at the addresses that a page tells to open, one after the other: in JavaScript, conditions for when the page
 #: has been opened, and for when all else has been done.
 SEEN: dict[str, list[tuple[str, str]]] = {
