@@ -18,7 +18,7 @@ from sseflask.brokers.tasks import REMEMBERED_SECONDS, MemoryTasks, TaskStore
 from sseflask.log import Entry, Log
 
 TOKEN_SECONDS = 60.0
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.1
 
 
 class ShelfStore:

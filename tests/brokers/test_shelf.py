@@ -76,5 +76,5 @@ class TestShelfTasks(Shelves, SharedTaskContract):
         return open_two
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """The other broker looks for news every few milliseconds."""
+        """The other broker looks for news ten times a second."""
         wait_until(condition, 20)
