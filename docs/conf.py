@@ -19,6 +19,7 @@ release = version = _setup["metadata"]["version"]
 extensions = [
     "myst_parser",
     "pallets_sphinx_themes",
+    "directives.floors",
     "sphinx.ext.autodoc",
     "sphinx.ext.graphviz",
     "sphinx.ext.napoleon",
