@@ -15,6 +15,7 @@ from sphinx.ext.graphviz import figure_wrapper, graphviz
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
+from sseflask import state
 from sseflask.state import TRANSITIONS, CloseReason, StreamState
 
 #: Characters in one line of the diagram's labels.
@@ -41,32 +42,46 @@ def diagram() -> str:
         '    node [shape="box", style="rounded,filled", fillcolor="#eef3f7", color="#3e4349", margin=0.15]',
         '    edge [fontname="sans-serif", fontsize=11, fontcolor="#1c1f22", color="#3e4349"]',
     ]
-    for state in StreamState:
-        border = "" if TRANSITIONS[state] else ", peripheries=2"
-        lines.append(f'    {state.value} [tooltip="{_quoted(explained[state.value])}"{border}]')
-    for state, following in TRANSITIONS.items():
+    for one in StreamState:
+        border = "" if TRANSITIONS[one] else ", peripheries=2"
+        lines.append(f'    {one.value} [tooltip="{_quoted(explained[one.value])}"{border}]')
+    for before, following in TRANSITIONS.items():
         for after, cause in following.items():
-            label = "".join(f"  {line}\\l" for line in textwrap.wrap(cause, WIDTH))
-            lines.append(f'    {state.value} -> {after.value} [label="{label}", tooltip="{_quoted(cause)}"]')
+            label = "".join(f"\N{NO-BREAK SPACE}{line}\\l" for line in textwrap.wrap(cause, WIDTH))
+            lines.append(f'    {before.value} -> {after.value} [label="{label}", tooltip="{_quoted(cause)}"]')
     return "\n".join([*lines, "}"])
 
 
 def description() -> str:
     """The same in words, for who can't see the picture."""
     parts = [
-        f"from {state.value} to {after.value} when {cause}"
-        for state, following in TRANSITIONS.items()
+        f"from {before.value} to {after.value} when {cause}"
+        for before, following in TRANSITIONS.items()
         for after, cause in following.items()
     ]
     return f"State diagram of a stream: {'; '.join(parts)}."
 
 
-class StreamDiagram(SphinxDirective):
-    """Draws `TRANSITIONS`."""
+class FromTheCode(SphinxDirective):
+    """What a page takes from `sseflask.state`: the page is made again when that, or this file, changes."""
 
     has_content = False
 
     def run(self) -> list[nodes.Node]:
+        """Makes what the page shows."""
+        for path in (state.__file__, __file__):
+            self.env.note_dependency(path)
+        return self.make()
+
+    def make(self) -> list[nodes.Node]:
+        """See `run`."""
+        raise NotImplementedError
+
+
+class StreamDiagram(FromTheCode):
+    """Draws `TRANSITIONS`."""
+
+    def make(self) -> list[nodes.Node]:
         """Makes the figure."""
         node = graphviz()
         node["code"] = diagram()
@@ -75,7 +90,7 @@ class StreamDiagram(SphinxDirective):
         return [figure_wrapper(self, node, "Every change of state that there is.")]
 
 
-class MeaningTable(SphinxDirective):
+class MeaningTable(FromTheCode):
     """A table of an enum's members.
 
     Attributes:
@@ -83,11 +98,10 @@ class MeaningTable(SphinxDirective):
         title: The first column's.
     """
 
-    has_content = False
     members: type[enum.Enum]
     title: str
 
-    def run(self) -> list[nodes.Node]:
+    def make(self) -> list[nodes.Node]:
         """Makes the table."""
         rows = [f"| `{value}` | {meaning} |" for value, meaning in meanings(self.members).items()]
         return self.parse_text_to_nodes("\n".join([f"| {self.title} | meaning |", "|---|---|", *rows]))

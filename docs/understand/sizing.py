@@ -524,50 +524,38 @@ def _percentile(delays: Iterable[tuple[float, float]], part: float) -> float:
 
 # ---- The table ----
 
-HEAD: Final = (
-    "plan",
-    "clients",
-    "hosts × workers",
-    "streams a worker",
-    "memory a host",
-    "published/s",
-    "delivered/s",
-    "CPU a worker",
-    "… one host away",
-    "p99",
-    "p99, restart",
-    "all back",
-    "verdict",
-)
 
-
-def row(plan: Plan, seed: int = 1) -> list[str]:
-    """The cells of one plan: formula and simulation beside one another where both say something."""
+def column(plan: Plan, seed: int = 1) -> dict[str, str]:
+    """What the table says of one plan: formula and simulation beside one another where both say something."""
     said, seen = estimate(plan), simulate(plan, seed)
     verdict = "; ".join(said.faults) or "holds"
     if seen.refused:
-        verdict += f", {seen.refused:,} refused"
-    return [
-        plan.name,
-        f"{plan.clients:,}",
-        f"{plan.hosts} × {plan.workers}, {plan.broker}",
-        f"{said.streams:,.0f}",
-        f"{said.host_bytes / 1024**2:,.0f} MiB",
-        f"{said.published:,.0f}",
-        f"{said.delivered:,.0f} / {seen.delivered:,.0f}",
-        f"{said.cpu:.0%} / {seen.cpu:.0%}",
-        f"{said.cpu_left:.0%}",
-        _milliseconds(seen.p99),
-        _milliseconds(seen.p99_after),
-        f"{_seconds(said.back)} / {_seconds(seen.back)}",
-        verdict,
-    ]
+        verdict += f"; {seen.refused:,} refused"
+    return {
+        "": plan.name,
+        "clients": f"{plan.clients:,}",
+        "hosts × workers": f"{plan.hosts} × {plan.workers}",
+        "broker": plan.broker,
+        "streams a worker": f"{said.streams:,.0f}",
+        "memory of a host": f"{said.host_bytes / 1024**2:,.0f} MiB",
+        "published a second": f"{said.published:,.0f}",
+        "delivered a second": f"{said.delivered:,.0f} / {seen.delivered:,.0f}",
+        "a worker's CPU": f"{said.cpu:.0%} / {seen.cpu:.0%}",
+        "the same, one host away": f"{said.cpu_left:.0%}",
+        "the broker's time": f"{said.broker:.0%}",
+        "p99": _milliseconds(seen.p99),
+        "p99 in a restart": _milliseconds(seen.p99_after),
+        "all are back after": f"{_seconds(said.back)} / {_seconds(seen.back)}",
+        "verdict": verdict,
+    }
 
 
 def table(plans: Iterable[Plan], seed: int = 1) -> str:
-    """The rows of some plans, in Markdown."""
-    lines = [HEAD, ["---", *["--:"] * (len(HEAD) - 2), "---"], *[row(plan, seed) for plan in plans]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    """A column for each plan, in Markdown."""
+    columns = [column(plan, seed) for plan in plans]
+    rows = [[fact, *(cells[fact] for cells in columns)] for fact in columns[0]]
+    rows.insert(1, ["---", *["--:"] * len(columns)])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
 
 
 def _milliseconds(seconds: float) -> str:
@@ -579,7 +567,7 @@ def _seconds(seconds: float) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the page's table, or the row of one plan."""
+    """Prints the page's table, or that of one plan."""
     parser = argparse.ArgumentParser(prog="sizing.py", description="How many workers and hosts a crowd of clients needs.")
     defaults = {field.name: field.default for field in dataclasses.fields(Plan)}
     parser.add_argument("--clients", type=int, help="how many are there at a time; without it, the page's table")
