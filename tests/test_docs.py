@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ import pytest
 from sseflask import __main__, cli
 from sseflask.brokers import open_store
 from sseflask.config import Settings
-from sseflask.state import TRANSITIONS, CloseReason, StreamState
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -89,32 +86,3 @@ def test_each_setting_is_documented_with_its_default() -> None:
         return f'"{value}"' if isinstance(value, str) else "[]" if value == () else str(value)
 
     assert dict(rows) == {name: shown(default) for name, default in defaults.items()}
-
-
-@pytest.fixture
-def directives(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module that makes the pages' picture and tables of states."""
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    return importlib.import_module("directives.states")
-
-
-def test_states_and_reasons_are_documented(directives: ModuleType) -> None:
-    """docs/understand/streams.md shows the picture and both tables, which have each state and reason with its meaning."""
-    text = (ROOT / "docs/understand/streams.md").read_text()
-    assert all(f"```{{{name}}}\n" in text for name in ("stream-diagram", "stream-states", "close-reasons"))
-    for members in (StreamState, CloseReason):
-        meanings = directives.meanings(members)
-        assert list(meanings) == [member.value for member in members]
-        assert all(meaning.endswith(".") and "|" not in meaning for meaning in meanings.values())
-
-
-def test_the_diagram_has_each_change_of_state(directives: ModuleType) -> None:
-    """The picture of a stream's life, and the words for who can't see it, have each state and each change of the code's table."""
-    picture, words = directives.diagram(), directives.description()
-    arrows = re.findall(r"^    (\w+) -> (\w+) \[label=\"([^\"]+)\"", picture, re.MULTILINE)
-    changes = [(before, after, cause) for before, following in TRANSITIONS.items() for after, cause in following.items()]
-    assert [(before, after) for before, after, _ in arrows] == [(before.value, after.value) for before, after, _ in changes]
-    for (_, _, label), (before, after, cause) in zip(arrows, changes, strict=True):
-        assert " ".join(label.replace("\\l", " ").split()) == cause
-        assert f"from {before.value} to {after.value} when {cause}" in words
-    assert all(f"    {state.value} [" in picture for state in StreamState)
