@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,9 @@ from sseflask.brokers import sqlite_follower
 from sseflask.config import Settings
 from sseflask.stream import Stream
 from sseflask.worker import broadcaster, entrance, worker
+
+# Seconds of computing on a machine at rest, many times that on a busy one.
+pytestmark = pytest.mark.timeout(180)
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/understand/sizing.md"
 
@@ -45,6 +49,35 @@ def test_the_page_shows_what_the_program_prints(played: dict[str, tuple[Any, Any
     # Not a second time: the same seed plays the same game, as the next test shows.
     monkeypatch.setattr(sizing, "simulate", lambda plan, seed: played[plan.name][1])
     assert sizing.table(sizing.PLANS) in PAGE.read_text()
+
+
+def test_the_page_tells_what_the_program_reckons_with() -> None:
+    """The costs in the page's tables are the program's constants, and its example is what the formulas give."""
+    text = PAGE.read_text()
+    costs = list(sizing.BROKERS.values())
+
+    def cells(seconds: list[float]) -> str:
+        return " | ".join(f"{1e6 * value:.0f} µs" for value in seconds)
+
+    assert f"| {cells([broker.publish for broker in costs])} |" in text
+    assert f"| {cells([broker.hear for broker in costs])} |" in text
+    assert f"| 0 | {cells([costs[1].store])} | {cells([costs[2].store])}, and {cells([costs[2].push])} for each worker" in text
+    assert f"| {cells([sizing.DELIVER] * 3)} |" in text
+    assert f"{1e6 * sizing.KEEPALIVE:.0f} µs a keepalive, one in {sum(sizing.SILENCE) / 2:g} s" in text
+    assert f"| {sizing.STREAM_BYTES // 1024} KiB | {sizing.GENERATOR_BYTES // 1024} KiB, and" in text
+    assert f"Opening a stream takes {1e3 * sizing.OPEN:g} ms" in text
+    plan = next(plan for plan in sizing.PLANS if plan.name == "a hundred thousand")
+    assert (plan.clients, plan.hosts, plan.workers, plan.shared, plan.own, plan.stay) == (100_000, 4, 8, 5, 60, 600)
+    said = sizing.estimate(plan)
+    for fact, value in (
+        ("deliveries a second", f"= {said.delivered:,.0f}"),
+        ("publishes a second", f"= {said.published:,.0f}"),
+        ("… together", f"{100 * said.cpu:.0f} %"),
+        ("the same with a host away", f"{100 * said.cpu_left:.0f} %"),
+        ("memory of a host", f"{said.host_bytes / 1024**2:.0f} MiB"),
+        ("network of a host", f"{said.bits / 1e6:.0f} Mbit/s"),
+    ):
+        assert re.search(rf"^\| {fact} \| .*{re.escape(value)}", text, re.MULTILINE), (fact, value)
 
 
 def test_the_same_seed_plays_the_same_game() -> None:

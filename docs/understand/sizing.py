@@ -259,11 +259,6 @@ class Job:
         self.published = [] if published is None else [published]
         self.done = done
 
-    def begin(self, now: float) -> None:
-        """It is worked on from here on."""
-        if self.began is None:
-            self.began = now
-
 
 class Worker:
     """One core: requests and deliveries, each in their order; where both wait, they share it as the loop's turns do.
@@ -304,27 +299,36 @@ class Worker:
 
     def advance(self, now: float) -> None:
         """Works until then."""
-        while self._now < now and (self._requests or self._deliveries):
-            both = bool(self._requests and self._deliveries)
-            left = now - self._now
-            for queue, share in ((self._requests, REQUESTS_SHARE), (self._deliveries, 1 - REQUESTS_SHARE)):
-                if queue:
-                    queue[0].begin(self._now)
-                    left = min(left, queue[0].left / share if both else queue[0].left)
-            self._now += left
-            self.busy += left
-            for queue, share in ((self._requests, REQUESTS_SHARE), (self._deliveries, 1 - REQUESTS_SHARE)):
-                if queue:
-                    queue[0].left -= left * share if both else left
-                    if queue[0].left < 1e-12:
-                        self._finish(queue.popleft())
+        requests, deliveries = self._requests, self._deliveries
+        while self._now < now and (requests or deliveries):
+            if requests and deliveries:
+                request, delivery = requests[0], deliveries[0]
+                step = min(now - self._now, request.left / REQUESTS_SHARE, delivery.left / (1 - REQUESTS_SHARE))
+                self._work(requests, step, step * REQUESTS_SHARE)
+                self._work(deliveries, step, step * (1 - REQUESTS_SHARE))
+            else:
+                queue = requests or deliveries
+                step = min(now - self._now, queue[0].left)
+                self._work(queue, step, step)
+            self._now += step
+            self.busy += step
         self._now = max(self._now, now)
 
-    def _finish(self, job: Job) -> None:
+    def _work(self, queue: collections.deque[Job], step: float, seconds: float) -> None:
+        """Works for so many seconds on what is first in line, while `step` passes."""
+        job = queue[0]
+        if job.began is None:
+            job.began = self._now
+        job.left -= seconds
+        if job.left < 1e-12:
+            queue.popleft()
+            self._finish(job, self._now + step)
+
+    def _finish(self, job: Job, now: float) -> None:
         if job.streams:
-            self._delivered(job, self._now)
+            self._delivered(job, now)
         if job.done is not None:
-            job.done(self._now)
+            job.done(now)
 
 
 @dataclasses.dataclass(frozen=True)
