@@ -23,6 +23,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.graphviz",
     "sphinx.ext.napoleon",
+    "directives.states",
 ]
 # The theme brings domains for other projects, which MyST can't search.
 suppress_warnings = ["myst.domains"]

@@ -12,7 +12,6 @@ import pytest
 from sseflask import __main__, cli
 from sseflask.brokers import open_store
 from sseflask.config import Settings
-from sseflask.state import CloseReason, StreamState
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,10 +77,3 @@ def test_each_setting_is_documented_with_its_default() -> None:
         return f'"{value}"' if isinstance(value, str) else "[]" if value == () else str(value)
 
     assert dict(rows) == {name: shown(default) for name, default in defaults.items()}
-
-
-def test_states_and_reasons_are_documented() -> None:
-    """docs/understand/streams.md names each state and each reason for an end."""
-    text = (ROOT / "docs/understand/streams.md").read_text()
-    assert all(f"| {state.value} |" in text for state in StreamState)
-    assert all(f"`{reason.value}`" in text for reason in CloseReason)
