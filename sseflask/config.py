@@ -11,6 +11,8 @@ from typing import Any, Final
 from .errors import InvalidSetting
 from .event import MAX_RETRY_MS
 
+__all__ = ["Settings", "StreamOptions"]
+
 Check = Callable[[str, Any], Any]
 
 #: Seconds that a resumable generator goes on when its last client has left, unless its view says otherwise.

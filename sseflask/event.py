@@ -62,7 +62,10 @@ class ServerSentEvent:
 
     Raises:
         InvalidEvent: A field has the wrong type, can't be encoded as UTF-8 or JSON, or would break its line; or there is a name
-            and no data, or nothing at all, which clients never dispatch (WHATWG HTML 9.2.6).
+            and no data, or nothing at all, which clients never dispatch.
+
+    Source:
+        WHATWG HTML 9.2.5 (the format) and 9.2.6 (what clients make of it).
     """
 
     data: str | None
@@ -99,9 +102,14 @@ class ServerSentEvent:
         return f"ServerSentEvent({', '.join(fields)})"
 
     def encode(self) -> bytes:
-        """Return the event's bytes: `field: value` lines, LF line ends, a blank line last (WHATWG HTML 9.2.5).
+        """Writes the event as a stream carries it.
 
-        A comment alone gets no blank line: it needs none, and some clients dispatch an empty event for each one they see.
+        Returns:
+            `field: value` lines with LF line ends, a blank line last. A comment alone gets no blank line: it needs none, and some
+            clients dispatch an empty event for each one they see.
+
+        Source:
+            WHATWG HTML 9.2.5.
         """
         block = ""
         if self.comment is not None:

@@ -1,0 +1,384 @@
+"""What is public says what it promises: the docstrings of every public name and member, held against the code.
+
+What is checked is found in the code: a public module has `__all__`, a public name stands in it, and a public member has no
+underscore before its name. Docstrings have Google's form, as the API reference reads them.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import enum
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pytest
+
+import pytest_sseflask
+import sseflask
+
+REFERENCE = Path(__file__).resolve().parents[1] / "docs/reference/api"
+
+#: The sections that a docstring may have; those whose entries are `name: text`; and how these begin.
+SECTIONS = {"Args", "Returns", "Yields", "Raises", "Attributes", "Source"}
+WITH_ENTRIES = {"Args", "Raises", "Attributes"}
+ENTRY = re.compile(r"(\*{0,2}[A-Za-z_][\w.]*): \S")
+#: A line that looks like a section's heading.
+HEADING = re.compile(r"([A-Z][a-z]+):")
+#: Where a docstring leaves what it doesn't say itself to another's.
+SEE = re.compile(r"\bsee\s+`([\w.]+)`")
+#: What ends an iteration or stands for a method that others write is no error to tell a caller of.
+NO_ERRORS = {"StopIteration", "StopAsyncIteration", "NotImplementedError", "AttributeError"}
+
+
+class Docs(NamedTuple):
+    """What a docstring says."""
+
+    text: str
+    entries: Mapping[str, Mapping[str, str]]
+    faults: tuple[str, ...]
+
+    def names(self, *sections: str) -> set[str]:
+        """The names that have entries in some sections."""
+        return {name.lstrip("*") for section in sections for name in self.entries.get(section, {})}
+
+
+class Public(NamedTuple):
+    """A public name, or a public member of a class."""
+
+    path: str
+    value: Any
+    owner: type | None = None
+
+
+def parsed(text: str | None) -> Docs:
+    """A docstring's sections, and what is wrong with its form."""
+    lines = inspect.cleandoc(text or "").splitlines()
+    entries: dict[str, dict[str, str]] = {}
+    faults: list[str] = []
+    section = entry = ""
+    for number, line in enumerate(lines):
+        heading = HEADING.fullmatch(line)
+        if heading is not None and number and not lines[number - 1]:
+            section, entry = heading[1], ""
+            if section not in SECTIONS:
+                faults.append(f"there is no section {section!r}")
+            if section in entries:
+                faults.append(f"there are two sections {section!r}")
+            entries[section] = {}
+            if number + 1 == len(lines) or not lines[number + 1].startswith("    "):
+                faults.append(f"the section {section!r} is empty, or not indented")
+        elif section and line and not line.startswith("    "):
+            faults.append(f"text after the section {section!r}: {line!r}")
+            section = ""
+        elif section in WITH_ENTRIES and line:
+            begins = ENTRY.match(line[4:])
+            if line[4] == " ":
+                if not entry:
+                    faults.append(f"the section {section!r} begins in the middle of an entry: {line!r}")
+            elif begins is None:
+                faults.append(f"an entry of {section!r} is not `name: text`: {line!r}")
+            elif begins[1] in entries[section]:
+                faults.append(f"two entries of {section!r} for {begins[1]!r}")
+            else:
+                entry = begins[1]
+                entries[section][entry] = line
+    return Docs("\n".join(lines), entries, tuple(faults))
+
+
+def public_modules() -> list[ModuleType]:
+    """The modules that say by `__all__` what in them is public, the package first."""
+    modules = [importlib.import_module(found.name) for found in pkgutil.walk_packages(sseflask.__path__, "sseflask.")
+               if not found.name.endswith("__main__")]
+    return [sseflask, *(module for module in modules if hasattr(module, "__all__"))]
+
+
+def is_ours(value: Any) -> bool:
+    """Whether a class or function is defined in the package."""
+    return str(getattr(value, "__module__", "")).partition(".")[0] in ("sseflask", "pytest_sseflask")
+
+
+def plain(value: Any) -> Any:
+    """The function that is within a descriptor or a fixture."""
+    if isinstance(value, staticmethod | classmethod):
+        return value.__func__
+    if isinstance(value, property):
+        return value.fget
+    return value
+
+
+def members(owner: type, path: str) -> Iterator[Public]:
+    """The public methods and properties of a class, those of our own base classes too, and its constructor."""
+    seen = {name for base in owner.__mro__ if not is_ours(base) for name in ()}
+    for base in owner.__mro__:
+        if not is_ours(base):
+            continue
+        for name, value in vars(base).items():
+            found = plain(value)
+            if name in seen or not inspect.isfunction(found) or not is_ours(found):
+                continue
+            if not name.startswith("_") or (name == "__init__" and name in vars(owner)):
+                seen.add(name)
+                yield Public(f"{path}.{name}", value, owner)
+
+
+@functools.cache
+def public() -> dict[str, Public]:
+    """All that is public, by its path: each thing once, under its first name."""
+    found: dict[str, Public] = {}
+    known: set[int] = set()
+    for module in public_modules():
+        for name in module.__all__:
+            value = getattr(module, name)
+            if id(value) in known:
+                continue
+            known.add(id(value))
+            path = f"{module.__name__}.{name}"
+            found[path] = Public(path, value)
+            if inspect.isclass(value):
+                found.update({member.path: member for member in members(value, path)})
+    for name, value in vars(pytest_sseflask).items():
+        if (unwrap := getattr(value, "_get_wrapped_function", None)) is not None:
+            found[f"pytest_sseflask.{name}"] = Public(f"pytest_sseflask.{name}", unwrap())
+    return found
+
+
+def functions() -> list[str]:
+    """The paths of the functions, methods and properties among what is public."""
+    return [path for path, found in public().items() if inspect.isfunction(plain(found.value))]
+
+
+def classes() -> list[str]:
+    """The paths of the classes among what is public."""
+    return [path for path, found in public().items() if inspect.isclass(found.value)]
+
+
+def values() -> list[str]:
+    """The paths of what is neither: signals, proxies, objects."""
+    return sorted(set(public()) - set(functions()) - set(classes()))
+
+
+def docs_of_value(path: str) -> str:
+    """The comment `#:` before an assignment, or the docstring after it."""
+    module_name, _, name = path.rpartition(".")
+    for module in [importlib.import_module(module_name), *sys.modules.values()]:
+        if not is_ours_module(module) or getattr(module, name, None) is None:
+            continue
+        found = assigned(module).get(name)
+        if found:
+            return found
+    return ""
+
+
+def is_ours_module(module: ModuleType) -> bool:
+    """Whether a module is one of the package's."""
+    return getattr(module, "__name__", "").partition(".")[0] in ("sseflask", "pytest_sseflask")
+
+
+@functools.cache
+def assigned(module: ModuleType) -> dict[str, str]:
+    """What a module says of each name that it assigns."""
+    if not getattr(module, "__file__", None):
+        return {}
+    return documented_names(ast.parse(source := inspect.getsource(module)).body, source.splitlines())
+
+
+def documented_names(nodes: list[ast.stmt], lines: list[str]) -> dict[str, str]:
+    """The names that are assigned among some statements, each with its `#:` comment or the docstring after it."""
+    found: dict[str, str] = {}
+    for node, after in zip(nodes, [*nodes[1:], None], strict=True):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            if isinstance(target, ast.Name):
+                before = lines[node.lineno - 2].strip() if node.lineno > 1 else ""
+                is_docstring = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                text = str(after.value.value) if is_docstring else ""  # type: ignore[union-attr]
+                found[target.id] = before.removeprefix("#:").strip() if before.startswith("#:") else text
+    return found
+
+
+def body_of(function: Any) -> ast.FunctionDef:
+    """A function's definition."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    assert isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef)
+    return tree  # type: ignore[return-value]
+
+
+def parameters_of(function: Any) -> list[str]:
+    """The names of a function's parameters, without `self` and `cls`."""
+    names = list(inspect.signature(function).parameters)
+    return [name for name in names if name not in ("self", "cls") and not name.startswith("_")]
+
+
+def raised_in(function: Any) -> set[str]:
+    """The names of the errors that a function's own body raises, or catches by name and raises again."""
+    found: set[str] = set()
+
+    def walk(node: ast.AST, caught: tuple[str, ...]) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+                continue
+            if isinstance(child, ast.ExceptHandler):
+                kinds = child.type.elts if isinstance(child.type, ast.Tuple) else [child.type] if child.type else []
+                walk(child, tuple(ast.unparse(kind) for kind in kinds))
+                continue
+            if isinstance(child, ast.Raise):
+                if child.exc is None:
+                    found.update(caught)
+                else:
+                    raised = child.exc.func if isinstance(child.exc, ast.Call) else child.exc
+                    found.add(ast.unparse(raised))
+            walk(child, caught)
+
+    walk(body_of(function), ())
+    kinds = {name: function.__globals__.get(name, getattr(builtins, name, None)) for name in found}
+    return {
+        name
+        for name, kind in kinds.items()
+        if inspect.isclass(kind) and issubclass(kind, BaseException) and not kind.__name__.startswith("_") and name not in NO_ERRORS
+    }
+
+
+def attributes_of(owner: type) -> set[str]:
+    """The public attributes of a class: those that its body names with a type, and those that its methods give an instance."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        for target in targets:
+            for part in ast.walk(target):
+                is_own = isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "self"
+                if is_own and isinstance(part.ctx, ast.Store):  # type: ignore[union-attr]
+                    found.add(part.attr)  # type: ignore[union-attr]
+        if node in tree.body and isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {name for name in found if not name.startswith("_")}
+
+
+def our_bases(owner: type) -> list[type]:
+    """A class and those of its base classes that are ours."""
+    return [base for base in owner.__mro__ if is_ours(base)]
+
+
+def class_entries(owner: type, *sections: str) -> set[str]:
+    """What the docstrings of a class and of our classes below it have under some sections."""
+    return {name for base in our_bases(owner) for name in parsed(vars(base).get("__doc__")).names(*sections)}
+
+
+def referred(docs: Docs, owner: type | None) -> list[Docs]:
+    """The docstrings to which a docstring leaves what it doesn't say itself, and those to which these do."""
+    found = []
+    for name in SEE.findall(docs.text):
+        known = [path for path in public() if path.endswith(f".{name}")]
+        if known:
+            other = parsed(plain(public()[known[0]].value).__doc__)
+            found += [other, *referred(other, None)]
+    return found
+
+
+def faults_of_function(found: Public) -> list[str]:
+    """What the docstring of a function, method or property doesn't say, or says wrong."""
+    function = plain(found.value)
+    docs = parsed(function.__doc__)
+    if not docs.text:
+        # A constructor may leave its arguments to its class.
+        if found.owner is None or not found.path.endswith(".__init__"):
+            return [f"{found.path}: no docstring"]
+    faults = list(docs.faults)
+    others = referred(docs, found.owner)
+    known = docs.names("Args").union(*(other.names("Args") for other in others))
+    if found.path.endswith(".__init__") and found.owner is not None:
+        known |= class_entries(found.owner, "Args", "Attributes")
+    parameters = parameters_of(function)
+    faults += [f"{name} isn't under Args" for name in parameters if name not in known]
+    faults += [f"{name} is under Args, and no parameter" for name in sorted(docs.names("Args") - set(parameters))]
+    said = docs.names("Raises").union(*(other.names("Raises") for other in others))
+    if found.path.endswith(".__init__") and found.owner is not None:
+        said |= class_entries(found.owner, "Raises")
+    faults += [f"{name} isn't under Raises" for name in sorted(raised_in(function) - said)]
+    for name in docs.names("Raises"):
+        if not inspect.isclass(error := error_named(name, function)) or not issubclass(error, BaseException):
+            faults.append(f"{name} is under Raises, and there is no such error")
+    if inspect.isgeneratorfunction(function) and "Yields" not in docs.entries and "sseflask" == function.__module__.partition(".")[0]:
+        faults.append("what it yields isn't under Yields")
+    return [f"{found.path}: {fault}" for fault in faults]
+
+
+def error_named(name: str, function: Any) -> Any:
+    """The error of this name: public, Python's own, or one that the function's module knows."""
+    ours = [found.value for path, found in public().items() if path.endswith(f".{name}")]
+    known = {"RequestEntityTooLarge": "werkzeug.exceptions", "BadRequest": "werkzeug.exceptions"}
+    if name in known:
+        return getattr(importlib.import_module(known[name]), name)
+    return ours[0] if ours else function.__globals__.get(name, getattr(builtins, name, None))
+
+
+def faults_of_class(found: Public) -> list[str]:
+    """What the docstring of a class doesn't say, or says wrong."""
+    owner = found.value
+    docs = parsed(vars(owner).get("__doc__"))
+    if not docs.text or docs.text.startswith(f"{owner.__name__}("):
+        # What a dataclass without a docstring gets.
+        return [f"{found.path}: no docstring"]
+    faults = list(docs.faults)
+    if issubclass(owner, enum.Enum):
+        source = inspect.getsource(owner)
+        said = documented_names(ast.parse(textwrap.dedent(source)).body[0].body, textwrap.dedent(source).splitlines())  # type: ignore[attr-defined]
+        return [f"{found.path}.{member.name}: no docstring" for member in owner if not said.get(member.name)] + [
+            f"{found.path}: {fault}" for fault in faults
+        ]
+    described = {member.path.rpartition(".")[2] for member in public().values() if member.owner is owner}
+    known = class_entries(owner, "Attributes")
+    there = {name for base in our_bases(owner) for name in attributes_of(base)}
+    faults += [f"the attribute {name} isn't under Attributes" for name in sorted(there - known - described)]
+    faults += [f"{name} is described twice" for name in sorted(docs.names("Attributes") & described)]
+    has = there | {name for base in our_bases(owner) for name in (*vars(base), *getattr(base, "__slots__", ()))}
+    faults += [f"{name} is under Attributes, and no attribute" for name in sorted(docs.names("Attributes") - has)]
+    parameters = parameters_of(owner.__init__) if dataclasses.is_dataclass(owner) or "__init__" in vars(owner) else []
+    faults += [f"{name} is under Args, and no parameter" for name in sorted(docs.names("Args") - set(parameters))]
+    if dataclasses.is_dataclass(owner):
+        faults += [f"{name} isn't under Args or Attributes" for name in parameters if name not in docs.names("Args", "Attributes")]
+        if "__post_init__" in vars(owner):
+            faults += [f"{name} isn't under Raises" for name in sorted(raised_in(owner.__post_init__) - docs.names("Raises"))]
+    return [f"{found.path}: {fault}" for fault in faults]
+
+
+def test_there_is_something_to_check() -> None:
+    """The tests below look at the real package: its public modules, classes, members, functions and values."""
+    names = {module.__name__ for module in public_modules()}
+    assert {"sseflask", "sseflask.client", "sseflask.testing", "sseflask.compat.flask_sse", "sseflask.worker"} <= names
+    assert {"sseflask.brokers", "sseflask.config"} <= names
+    assert {"sseflask.SSE.publish", "sseflask.client.EventSource.last_event_id", "pytest_sseflask.sse_clock"} <= set(functions())
+    assert {"sseflask.SSE", "sseflask.brokers.Store", "sseflask.config.Settings"} <= set(classes())
+    assert {"sseflask.current_stream", "sseflask.stream_opened"} <= set(values())
+
+
+@pytest.mark.parametrize("path", functions())
+def test_a_function_says_what_it_promises(path: str) -> None:
+    """A public function or member has a docstring: each parameter, and each error that it raises itself."""
+    faults = faults_of_function(public()[path])
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("path", classes())
+def test_a_class_says_what_it_has(path: str) -> None:
+    """A public class has a docstring: each attribute, and what it is made of."""
+    faults = faults_of_class(public()[path])
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("path", values())
+def test_a_value_says_what_it_is(path: str) -> None:
+    """A public object that is neither has its comment or docstring where it is assigned."""
+    assert docs_of_value(path)
