@@ -407,7 +407,7 @@ class SSE(Blueprint):
     def on(self, channel: str) -> Callable[[Listener], Listener]:
         """Decorates a listener: it is called in this process with each event of the channel, in order.
 
-        It runs where the event is published, or where another process's event arrives; what it raises is logged.
+        It runs where the event is published, or where it arrives from the broker; what it raises is logged.
 
         Args:
             channel: The channel's name, 1 to 200 bytes.
