@@ -203,7 +203,7 @@ class Settings:
         cors_origins: Origins of other sites whose pages may use the blueprint's routes, with cookies; `"*"` for any, without.
 
     Source:
-        The keepalive's default goes by the shortest idle limit of a proxy that is known, 29 s: it holds though one is lost.
+        The keepalive's default is about half of the shortest idle limit of a proxy that is known: API Gateway's 29 s.
     """
 
     keepalive_interval: float = _setting(15.0, SECONDS)

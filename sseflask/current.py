@@ -26,8 +26,8 @@ def active_stream() -> Stream:
         raise NoActiveStream("this works only inside the generator of an event stream") from None
 
 
-#: The `Stream` whose generator runs here, from however deep it is used; false where there is none. Using its attributes there raises
-#: `NoActiveStream`.
+#: The `Stream` whose generator runs here, from however deep it is used. Where there is none it is false, and using its attributes
+#: raises `NoActiveStream`.
 current_stream: Stream = LocalProxy(active_stream)  # type: ignore[assignment]
 
 

@@ -79,11 +79,11 @@ class Channel:
 class EventEmitter:
     """Calls the listeners of a channel with each of its events, in the order in which they were emitted.
 
-    An app's is `SSE.emitter`. Any native thread or greenlet may call any of its methods. A listener runs where the event was emitted, outside every lock;
+    Any native thread or greenlet may call any of its methods. A listener runs where the event was emitted, outside every lock;
     while one runs, events that others emit wait for their turn, and the emitting call returns. What a listener raises is logged and
     stops nobody else.
 
-    A channel exists from its first use until nobody listens to it any more and its history has expired.
+    An app's is `SSE.emitter`. A channel exists from its first use until nobody listens to it any more and its history has expired.
 
     Attributes:
         lock: Guards it, and the log beside it: unpatched, held for moments.

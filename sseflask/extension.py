@@ -244,7 +244,14 @@ class SSE(Blueprint):
         """What `GET` of the prefix answers: the channels of `?channel=`, to who may subscribe to all of them.
 
         Returns:
-            A streaming response; for a request that may not, an error is raised that the Blueprint answers as 400, 401 or 403.
+            A streaming response; 204 for a client that comes back to what has ended.
+
+        Raises:
+            auth.Refused: The request may not.
+            InvalidChannel: A channel can't have this name.
+            InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
+            BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
+            RuntimeError: A token was presented, and the app has no secret key.
         """
         return views.subscribe(self, request.args.getlist("channel"))
 
@@ -310,7 +317,8 @@ class SSE(Blueprint):
                 asks with the last event's id, goes on after that event, on any worker, and the generator isn't run again. Its
                 events' ids are ours. All that it yields is kept until the history's seconds after its end, `SSE_RUN_BYTES` at the
                 most.
-            detach_grace: Seconds that a resumable generator goes on when its last client has left, at least 0; then it is cancelled.
+            detach_grace: Seconds that a resumable generator goes on when its last client has left, at least 0; then it is
+                cancelled.
 
         Returns:
             The view, which answers with an `EventSourceResponse`; called without a view, the decorator.
@@ -494,7 +502,7 @@ class SSE(Blueprint):
             InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
             InvalidSetting: An option has a value that it can't have.
             InvalidEvent: An event of the snapshot can't be written. What else the snapshot raises, it raises here.
-            BrokerUnavailable: The channels can't be read now; with `SSE_REFUSE` `"retry"`, the response tells the client to come back.
+            BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         names = tuple(dict.fromkeys(checked_name(channel) for channel in channels))
@@ -641,7 +649,7 @@ class SSE(Blueprint):
         Raises:
             UnknownTask: There is no such task; unless the app handles it, the client gets 404 in JSON.
             InvalidSetting: An option has a value that it can't have.
-            BrokerUnavailable: The broker can't be asked now; with `SSE_REFUSE` `"retry"`, the response tells the client to come back.
+            BrokerUnavailable: The broker can't be asked now, and `SSE_REFUSE` is `"status"`.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
@@ -780,8 +788,8 @@ class SSE(Blueprint):
         Returns:
             `streams`, `streams_opened`, `streams_closed` by `CloseReason`, `streams_refused`, `streams_stuck`, `events_sent`,
             `bytes_sent`, `detached` (tasks and resumable runs that it works on), `events_replayed`, `events_refused`,
-            `keepalives`, `resets`, `slow_clients`, `draining`, `lag_seconds` and `max_lag_seconds` (how late this process's timer woke), all of the process; `channels`, `subscriptions` and
-            `events_published` of the app.
+            `keepalives`, `resets`, `slow_clients`, `draining`, `lag_seconds` and `max_lag_seconds` (how late this process's timer
+            woke), all of the process; `channels`, `subscriptions` and `events_published` of the app.
 
         Raises:
             RuntimeError: There is no app context, and not exactly one app has this extension.

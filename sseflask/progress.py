@@ -41,7 +41,7 @@ def active_task() -> Task:
     return stream.task
 
 
-#: The `Task` whose work runs here, from however deep it is used; false where there is none. Using its attributes there raises
+#: The `Task` whose work runs here, from however deep it is used. Where there is none it is false, and using its attributes raises
 #: `NoActiveStream`.
 current_task: Task = LocalProxy(active_task)  # type: ignore[assignment]
 

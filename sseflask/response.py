@@ -135,6 +135,7 @@ class EventSourceResponse(Response):
 
         Raises:
             InvalidSetting: An option has a value that it can't have.
+            InvalidEvent: What `lifecycle` adds to the `start` event can't be written.
             TypeError: `iterable` can't be iterated.
             RequestEntityTooLarge: The request's body, which is parsed here, is larger than the app allows.
         """

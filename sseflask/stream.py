@@ -367,6 +367,9 @@ class Stream:
 
         Args:
             error: What it raised.
+
+        Raises:
+            InvalidEvent: It is a `StreamError` whose details can't be written.
         """
         self.end(CloseReason.ERROR, self._error_frame(error))
 

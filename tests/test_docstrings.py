@@ -17,12 +17,13 @@ import pkgutil
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+import werkzeug.exceptions
 
 import pytest_sseflask
 import sseflask
@@ -36,9 +37,19 @@ ENTRY = re.compile(r"(\*{0,2}[A-Za-z_][\w.]*): \S")
 #: A line that looks like a section's heading.
 HEADING = re.compile(r"([A-Z][a-z]+):")
 #: Where a docstring leaves what it doesn't say itself to another's.
-SEE = re.compile(r"\bsee\s+`([\w.]+)`")
+SEE = re.compile(r"\b[Ss]ee\s+`([\w.]+)`")
 #: What ends an iteration or stands for a method that others write is no error to tell a caller of.
 NO_ERRORS = {"StopIteration", "StopAsyncIteration", "NotImplementedError", "AttributeError"}
+#: What can't come out of a function by what it gives to those that it calls.
+IMPOSSIBLE = {
+    "sseflask.SSE.task_response": {"InvalidEvent"},  # its options have no mapping for the start event
+    "sseflask.Stream.drain": {"InvalidEvent"},  # the retry was checked with the settings
+    "sseflask.Stream.end": {"InvalidEvent"},  # the text that waits was checked when it came
+    "sseflask.Stream.flush": {"EventTooLarge", "InvalidEvent", "StreamClosed"},  # as above, and it doesn't wait
+    "sseflask.Stream.tick": {"InvalidEvent"},  # its errors are its own
+    "sseflask.compat.flask_sse.ServerSentEventsBlueprint.stream": {"InvalidEvent", "InvalidSubscription", "RuntimeError"},
+    "sseflask.testing.EventReader.next_event": {"ValueError"},  # it says how many, and nothing else
+}
 
 
 class Docs(NamedTuple):
@@ -98,8 +109,11 @@ def parsed(text: str | None) -> Docs:
 
 def public_modules() -> list[ModuleType]:
     """The modules that say by `__all__` what in them is public, the package first."""
-    modules = [importlib.import_module(found.name) for found in pkgutil.walk_packages(sseflask.__path__, "sseflask.")
-               if not found.name.endswith("__main__")]
+    modules = [
+        importlib.import_module(found.name)
+        for found in pkgutil.walk_packages(sseflask.__path__, "sseflask.")
+        if not found.name.endswith("__main__")
+    ]
     return [sseflask, *(module for module in modules if hasattr(module, "__all__"))]
 
 
@@ -119,15 +133,19 @@ def plain(value: Any) -> Any:
 
 def members(owner: type, path: str) -> Iterator[Public]:
     """The public methods and properties of a class, those of our own base classes too, and its constructor."""
-    seen = {name for base in owner.__mro__ if not is_ours(base) for name in ()}
-    for base in owner.__mro__:
-        if not is_ours(base):
+    public_bases = {getattr(module, name) for module in public_modules() for name in module.__all__ if name[0].isupper()} - {owner}
+    seen: set[str] = set()
+    for base in our_bases(owner):
+        if base in public_bases:
+            # Its members are described there.
             continue
         for name, value in vars(base).items():
             found = plain(value)
             if name in seen or not inspect.isfunction(found) or not is_ours(found):
                 continue
-            if not name.startswith("_") or (name == "__init__" and name in vars(owner)):
+            # A dataclass's constructor is written by nobody: what it takes stands in the class's docstring.
+            is_written = not found.__code__.co_filename.startswith("<")
+            if not name.startswith("_") or (name == "__init__" and name in vars(owner) and is_written):
                 seen.add(name)
                 yield Public(f"{path}.{name}", value, owner)
 
@@ -216,37 +234,95 @@ def body_of(function: Any) -> ast.FunctionDef:
 
 def parameters_of(function: Any) -> list[str]:
     """The names of a function's parameters, without `self` and `cls`."""
-    names = list(inspect.signature(function).parameters)
-    return [name for name in names if name not in ("self", "cls") and not name.startswith("_")]
+    # pytest's own are filled in by pytest.
+    ignored = ("request",) if function.__module__ == pytest_sseflask.__name__ else ("self", "cls")
+    return [name for name in inspect.signature(function).parameters if name not in ignored and not name.startswith("_")]
 
 
-def raised_in(function: Any) -> set[str]:
-    """The names of the errors that a function's own body raises, or catches by name and raises again."""
-    found: set[str] = set()
+@functools.cache
+def raised_in(function: Any, owner: type | None = None) -> frozenset[type[BaseException]]:
+    """The errors that a function's own body raises, catches by name and raises again, or gets from what of ours it calls."""
+    return Raising(function, owner).found()
 
-    def walk(node: ast.AST, caught: tuple[str, ...]) -> None:
+
+class Raising:
+    """What a function's body raises."""
+
+    def __init__(self, function: Any, owner: type | None) -> None:
+        self.function = function
+        self.owner = owner
+
+    def found(self) -> frozenset[type[BaseException]]:
+        """The errors."""
+        if self.function.__code__.co_filename.startswith("<"):
+            return frozenset()
+        return frozenset(error for error in self.of(body_of(self.function), ()) if error.__name__ not in NO_ERRORS)
+
+    def of(self, node: ast.AST, caught: tuple[Any, ...]) -> Iterator[type[BaseException]]:
+        """The errors of a piece of code; `caught` is what a bare `raise` there raises again."""
+        if isinstance(node, ast.Try):
+            inner = [error for child in (*node.body, *node.orelse) for error in self.of(child, caught)]
+            kinds = tuple(kind for handler in node.handlers for kind in self.kinds(handler.type))
+            yield from (error for error in inner if not issubclass(error, kinds))
+            for handler in node.handlers:
+                yield from self.of(handler, self.kinds(handler.type))
+            for child in node.finalbody:
+                yield from self.of(child, caught)
+            return
+        if isinstance(node, ast.With) and "suppress" in ast.unparse(node.items[0]):
+            return
+        if isinstance(node, ast.Raise):
+            raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            yield from caught if raised is None else self.kinds(raised)
+        elif isinstance(node, ast.Call):
+            yield from self.of_call(node)
+        elif isinstance(node, ast.Attribute) and isinstance(self.value(node), property):
+            yield from errors_of(self.value(node).fget, self.owner)
         for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
-                continue
-            if isinstance(child, ast.ExceptHandler):
-                kinds = child.type.elts if isinstance(child.type, ast.Tuple) else [child.type] if child.type else []
-                walk(child, tuple(ast.unparse(kind) for kind in kinds))
-                continue
-            if isinstance(child, ast.Raise):
-                if child.exc is None:
-                    found.update(caught)
-                else:
-                    raised = child.exc.func if isinstance(child.exc, ast.Call) else child.exc
-                    found.add(ast.unparse(raised))
-            walk(child, caught)
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+                yield from self.of(child, caught)
 
-    walk(body_of(function), ())
-    kinds = {name: function.__globals__.get(name, getattr(builtins, name, None)) for name in found}
-    return {
-        name
-        for name, kind in kinds.items()
-        if inspect.isclass(kind) and issubclass(kind, BaseException) and not kind.__name__.startswith("_") and name not in NO_ERRORS
-    }
+    def of_call(self, node: ast.Call) -> Iterator[type[BaseException]]:
+        """The errors of what is called, if that is ours."""
+        # Not those of a constructor: most are given what was checked before, or is constant.
+        called = plain(self.value(node.func))
+        if inspect.isfunction(called) and is_ours(called) and called is not self.function:
+            yield from errors_of(called, self.owner)
+
+    def value(self, node: ast.expr) -> Any:
+        """What an expression is, as far as the code says: a global name, or an attribute of one, of `self` or of `super()`."""
+        if isinstance(node, ast.Name):
+            return self.function.__globals__.get(node.id, getattr(builtins, node.id, None))
+        if isinstance(node, ast.Attribute):
+            if self.owner is not None and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"):
+                return inspect.getattr_static(self.owner, node.attr, None)
+            if self.owner is not None and ast.unparse(node.value) == "super()":
+                bases = [base for base in self.owner.__mro__[1:] if node.attr in vars(base)]
+                return vars(bases[0])[node.attr] if bases else None
+            return getattr(self.value(node.value), node.attr, None) if isinstance(self.value(node.value), ModuleType) else None
+        return None
+
+    def kinds(self, node: ast.expr | None) -> tuple[type[BaseException], ...]:
+        """The errors that an expression names; empty for one that isn't known before it runs."""
+        values = [self.value(part) for part in (node.elts if isinstance(node, ast.Tuple) else [node] if node else [])]
+        return tuple(value for value in values if inspect.isclass(value) and issubclass(value, BaseException))
+
+
+@functools.cache
+def errors_of(function: Any, owner: type | None) -> frozenset[type[BaseException]]:
+    """The errors of a function that is called: those that it documents, and, of one that isn't public, those of its body."""
+    documented = frozenset(documented_errors(parsed(function.__doc__), function))
+    is_public = any(plain(found.value) is function for found in public().values())
+    return documented if is_public else documented | raised_in(function, owner)
+
+
+def documented_errors(docs: Docs, function: Any) -> Iterator[type[BaseException]]:
+    """The errors that stand in a docstring, or in one that it refers to."""
+    for said in (docs, *referred(docs)):
+        for name in said.names("Raises"):
+            error = error_named(name, function)
+            if inspect.isclass(error) and issubclass(error, BaseException):
+                yield error
 
 
 def attributes_of(owner: type) -> set[str]:
@@ -266,6 +342,17 @@ def attributes_of(owner: type) -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
+def foreign_attributes(owner: type) -> set[str]:
+    """The attributes that a class has from base classes that aren't ours: others document these."""
+    foreign = [
+        base for base in owner.__mro__ if not is_ours(base) and base.__module__.partition(".")[0] not in sys.stdlib_module_names
+    ]
+    sources = [inspect.getsource(base) for base in foreign]
+    return {name for source in sources for name in re.findall(r"\bself\.(\w+)", source)} | {
+        name for base in foreign for name in dir(base)
+    }
+
+
 def our_bases(owner: type) -> list[type]:
     """A class and those of its base classes that are ours."""
     return [base for base in owner.__mro__ if is_ours(base)]
@@ -276,14 +363,14 @@ def class_entries(owner: type, *sections: str) -> set[str]:
     return {name for base in our_bases(owner) for name in parsed(vars(base).get("__doc__")).names(*sections)}
 
 
-def referred(docs: Docs, owner: type | None) -> list[Docs]:
+def referred(docs: Docs) -> list[Docs]:
     """The docstrings to which a docstring leaves what it doesn't say itself, and those to which these do."""
     found = []
     for name in SEE.findall(docs.text):
-        known = [path for path in public() if path.endswith(f".{name}")]
+        known = [path for path in public() if f".{path}".endswith(f".{name}")]
         if known:
             other = parsed(plain(public()[known[0]].value).__doc__)
-            found += [other, *referred(other, None)]
+            found += [other, *referred(other)]
     return found
 
 
@@ -291,12 +378,11 @@ def faults_of_function(found: Public) -> list[str]:
     """What the docstring of a function, method or property doesn't say, or says wrong."""
     function = plain(found.value)
     docs = parsed(function.__doc__)
-    if not docs.text:
-        # A constructor may leave its arguments to its class.
-        if found.owner is None or not found.path.endswith(".__init__"):
-            return [f"{found.path}: no docstring"]
+    # A constructor may leave its arguments to its class.
+    if not docs.text and not (found.owner is not None and found.path.endswith(".__init__")):
+        return [f"{found.path}: no docstring"]
     faults = list(docs.faults)
-    others = referred(docs, found.owner)
+    others = referred(docs)
     known = docs.names("Args").union(*(other.names("Args") for other in others))
     if found.path.endswith(".__init__") and found.owner is not None:
         known |= class_entries(found.owner, "Args", "Attributes")
@@ -306,22 +392,36 @@ def faults_of_function(found: Public) -> list[str]:
     said = docs.names("Raises").union(*(other.names("Raises") for other in others))
     if found.path.endswith(".__init__") and found.owner is not None:
         said |= class_entries(found.owner, "Raises")
-    faults += [f"{name} isn't under Raises" for name in sorted(raised_in(function) - said)]
+    raised = {error for error in raised_in(function, found.owner) if error.__name__ not in IMPOSSIBLE.get(found.path, ())}
+    faults += unsaid(raised, said, function)
     for name in docs.names("Raises"):
         if not inspect.isclass(error := error_named(name, function)) or not issubclass(error, BaseException):
             faults.append(f"{name} is under Raises, and there is no such error")
-    if inspect.isgeneratorfunction(function) and "Yields" not in docs.entries and "sseflask" == function.__module__.partition(".")[0]:
+    if (
+        inspect.isgeneratorfunction(function)
+        and "Yields" not in docs.entries
+        and function.__module__.partition(".")[0] == "sseflask"
+    ):
         faults.append("what it yields isn't under Yields")
     return [f"{found.path}: {fault}" for fault in faults]
+
+
+def unsaid(raised: Collection[type[BaseException]], said: set[str], function: Any) -> list[str]:
+    """Which errors a docstring doesn't tell of, neither by name nor by that of an error that they are a kind of."""
+    told = tuple(error for name in said if inspect.isclass(error := error_named(name, function)))
+    return [f"{name} isn't under Raises" for name in sorted(error.__name__ for error in raised if not issubclass(error, told))]
 
 
 def error_named(name: str, function: Any) -> Any:
     """The error of this name: public, Python's own, or one that the function's module knows."""
     ours = [found.value for path, found in public().items() if path.endswith(f".{name}")]
-    known = {"RequestEntityTooLarge": "werkzeug.exceptions", "BadRequest": "werkzeug.exceptions"}
-    if name in known:
-        return getattr(importlib.import_module(known[name]), name)
-    return ours[0] if ours else function.__globals__.get(name, getattr(builtins, name, None))
+    if ours:
+        return ours[0]
+    module, _, last = name.rpartition(".")
+    known = (
+        vars(function.__globals__[module]) if module else {**vars(werkzeug.exceptions), **vars(builtins), **function.__globals__}
+    )
+    return known.get(last)
 
 
 def faults_of_class(found: Public) -> list[str]:
@@ -339,8 +439,8 @@ def faults_of_class(found: Public) -> list[str]:
             f"{found.path}: {fault}" for fault in faults
         ]
     described = {member.path.rpartition(".")[2] for member in public().values() if member.owner is owner}
-    known = class_entries(owner, "Attributes")
-    there = {name for base in our_bases(owner) for name in attributes_of(base)}
+    known = class_entries(owner, "Attributes", "Args")
+    there = {name for base in our_bases(owner) for name in attributes_of(base)} - foreign_attributes(owner)
     faults += [f"the attribute {name} isn't under Attributes" for name in sorted(there - known - described)]
     faults += [f"{name} is described twice" for name in sorted(docs.names("Attributes") & described)]
     has = there | {name for base in our_bases(owner) for name in (*vars(base), *getattr(base, "__slots__", ()))}
@@ -350,7 +450,7 @@ def faults_of_class(found: Public) -> list[str]:
     if dataclasses.is_dataclass(owner):
         faults += [f"{name} isn't under Args or Attributes" for name in parameters if name not in docs.names("Args", "Attributes")]
         if "__post_init__" in vars(owner):
-            faults += [f"{name} isn't under Raises" for name in sorted(raised_in(owner.__post_init__) - docs.names("Raises"))]
+            faults += unsaid(raised_in(owner.__post_init__, owner), docs.names("Raises"), owner.__post_init__)
     return [f"{found.path}: {fault}" for fault in faults]
 
 

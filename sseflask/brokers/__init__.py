@@ -3,6 +3,8 @@
 Whoever adds one writes a `Store`, its `Follower` and its `TaskStore`; `SharedBroker` does the rest.
 """
 
+from sseflask.log import Entry
+
 from .base import Broker, Waker
 from .memory import MemoryBroker
 from .shared import SharedBroker
@@ -12,6 +14,7 @@ from .url import make_broker, open_store
 
 __all__ = [
     "Broker",
+    "Entry",
     "Feed",
     "Follower",
     "Head",

@@ -68,7 +68,7 @@ class AsyncEventSource(_Base):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End it, from any task; closing twice is fine. An iteration that waits ends at once."""
+        """Ends it, from any task; closing twice is fine. An iteration that waits ends at once."""
         self._is_closing = True
         if self._scope is not None:
             self._scope.cancel()
