@@ -43,6 +43,7 @@ NO_ERRORS = {"StopIteration", "StopAsyncIteration", "NotImplementedError", "Attr
 #: What can't come out of a function by what it gives to those that it calls.
 IMPOSSIBLE = {
     "sseflask.SSE.task_response": {"InvalidEvent"},  # its options have no mapping for the start event
+    "sseflask.Stream.complete": {"InvalidEvent"},  # an `InvalidEvent` has no details
     "sseflask.Stream.drain": {"InvalidEvent"},  # the retry was checked with the settings
     "sseflask.Stream.end": {"InvalidEvent"},  # the text that waits was checked when it came
     "sseflask.Stream.flush": {"EventTooLarge", "InvalidEvent", "StreamClosed"},  # as above, and it doesn't wait
@@ -418,10 +419,9 @@ def error_named(name: str, function: Any) -> Any:
     if ours:
         return ours[0]
     module, _, last = name.rpartition(".")
-    known = (
-        vars(function.__globals__[module]) if module else {**vars(werkzeug.exceptions), **vars(builtins), **function.__globals__}
-    )
-    return known.get(last)
+    if module:
+        return getattr(importlib.import_module(f"sseflask.{module}"), last, None)
+    return {**vars(werkzeug.exceptions), **vars(builtins), **function.__globals__}.get(last)
 
 
 def faults_of_class(found: Public) -> list[str]:
