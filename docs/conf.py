@@ -17,6 +17,7 @@ project_copyright = f"2026, {_setup['metadata']['author']}"
 release = version = _setup["metadata"]["version"]
 
 extensions = [
+    "directives.api",
     "myst_parser",
     "pallets_sphinx_themes",
     "sphinx.ext.autodoc",
@@ -27,14 +28,22 @@ extensions = [
 suppress_warnings = ["myst.domains"]
 exclude_patterns = ["_build"]
 nitpicky = True
+# Types of others: the site is built without asking their sites where they stand.
+nitpick_ignore_regex = [("py:.*", r"(?!sseflask).*|sseflask\.tally\.Latency")]
+# A single backtick in a docstring.
+default_role = "code"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
+autodoc_mock_imports = ["pytest"]  # it would wrap the fixtures
+python_maximum_signature_line_length = 100
+python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = ["Source"]
 graphviz_output_format = "svg"
 
 html_theme = "flask"

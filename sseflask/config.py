@@ -161,19 +161,17 @@ class Settings:
     Attributes:
         keepalive_interval: Seconds of silence after which a keepalive comment is written; above 0. Sent up to a fifth earlier,
             so that many streams don't all send theirs at once.
-        stream_timeout: Seconds that a stream may live without `heartbeat`, above 0; None for no limit.
+        stream_timeout: Seconds that a stream may live without `heartbeat`; None for no limit.
         open_timeout: Seconds that the response headers wait for a generator's first event; at least 0.
-        max_age: Seconds after which a stream ends cleanly, so that its client reconnects, above 0; None for no limit.
-        retry: Milliseconds that a client waits before it reconnects, told to it when its stream opens, 0 to 2**31 - 1; None says
-            nothing.
+        max_age: Seconds after which a stream ends cleanly, so that its client reconnects; None for no limit.
+        retry: Milliseconds that a client waits before it reconnects, told to it when its stream opens; None says nothing.
         send_timeout: Seconds that a client may take nothing of what was sent to it before its stream is cut; above 0. Whatever it
             takes gives it the same time again.
         max_event_bytes: Bytes that one encoded event may have; at least 1024.
-        run_bytes: Bytes of events that are kept for one run: a resumable one, or what `negotiate=True` collects into a JSON array;
-            at least 1024.
+        run_bytes: Bytes of events that are kept for one run: a resumable one, or what `negotiate=True` collects into a JSON array.
         producer_lease: Seconds within which it is noticed that the process has died that worked on a task or a resumable run; also
             for how long the work waits for a broker that can't be reached; above 0.
-        max_streams: Streams that one worker keeps open, at least 1; None for the soft limit of open files less 64.
+        max_streams: Streams that one worker keeps open; None for the soft limit of open files less 64.
         refuse: What a client gets that is over a limit: `"status"` for 503 with `Retry-After`, `"retry"` for an empty stream that
             tells it to come back (a browser's EventSource gives up for good on any status but 200).
         drain_seconds: Seconds over which a worker that stops spreads the ends of its streams; above 0, and below gunicorn's
@@ -183,14 +181,12 @@ class Settings:
             `"sqlite:///PATH"`: a file, for the processes of one host. `"redis://HOST:PORT/DB"`, `"rediss://…"`, `"unix://PATH"`:
             Redis or Valkey, for several hosts.
         broker_timeout: Seconds that a publish, or reading a channel's history, may take before it fails; above 0.
-        broker_prefix: What the keys in Redis begin with, so that several apps can share one: 1 to 100 letters, digits and `.:/-_`.
+        broker_prefix: What the keys in Redis begin with, so that several apps can share one.
         history: Events that each channel keeps for clients that come back; at least 8.
-        history_seconds: Seconds that it keeps them, above 0; in a channel that has gone quiet, until the last has had its time.
-        history_bytes: Bytes that all channels of a process may keep, about, at least 65536; those published to least recently give
-            way first.
-        max_streams_per_client: Streams that one client, by its address or by `SSE.client_key`, may have open in a worker, at least
-            1; None for no limit.
-        max_channels_per_stream: Channels that one subscription may name, at least 1.
+        history_seconds: Seconds that it keeps them; in a channel that has gone quiet, until the last has had its time.
+        history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
+        max_streams_per_client: Streams that one client, by its address or by `sse.client_key`, may have open in a worker.
+        max_channels_per_stream: Channels that one subscription may name.
         slow_client: What becomes of a client that falls behind its channel's history: `"disconnect"`, so that it reconnects and
             replays, or `"latest"`, a reset event and the newest.
         open_event: The name of the event that opens a subscription and carries its position; None for an id without an event.
@@ -203,7 +199,7 @@ class Settings:
         cors_origins: Origins of other sites whose pages may use the blueprint's routes, with cookies; `"*"` for any, without.
 
     Source:
-        The keepalive's default is about half of the shortest idle limit of a proxy that is known: API Gateway's 29 s.
+        Which proxies cut idle streams, and after how long, is what the keepalive's default goes by: 29 s is the shortest.
     """
 
     keepalive_interval: float = _setting(15.0, SECONDS)
@@ -293,10 +289,10 @@ class StreamOptions:
     """What one view, or one response, sets for its streams; each that isn't given is the app's setting.
 
     Attributes:
-        keepalive: As `SSE_KEEPALIVE_INTERVAL`: seconds, above 0.
-        timeout: As `SSE_STREAM_TIMEOUT`: seconds, above 0; None for no limit.
-        retry: As `SSE_RETRY`: milliseconds, 0 to 2**31 - 1; None says nothing.
-        max_age: As `SSE_MAX_AGE`: seconds, above 0; None for no limit.
+        keepalive: As `SSE_KEEPALIVE_INTERVAL`, in seconds.
+        timeout: As `SSE_STREAM_TIMEOUT`, in seconds; None for no limit.
+        retry: As `SSE_RETRY`, in milliseconds; None says nothing.
+        max_age: As `SSE_MAX_AGE`, in seconds; None for no limit.
         lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
             and ends with a `complete` or an error event.
         negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.

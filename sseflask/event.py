@@ -105,8 +105,8 @@ class ServerSentEvent:
         """Writes the event as a stream carries it.
 
         Returns:
-            `field: value` lines with LF line ends, a blank line last. A comment alone gets no blank line: it needs none, and some
-            clients dispatch an empty event for each one they see.
+            Lines of a field and its value with LF line ends, and a blank line last. A comment alone gets no blank line, which
+            some clients would take for an empty event.
 
         Source:
             WHATWG HTML 9.2.5.

@@ -421,7 +421,7 @@ class SSE(Blueprint):
             channel: The channel's name, 1 to 200 bytes.
 
         Returns:
-            The decorator, which returns the listener: a function of one `ServerSentEvent`.
+            The decorator, which takes a function of one `ServerSentEvent` and returns it.
 
         Raises:
             InvalidChannel: The channel can't have this name.
@@ -671,7 +671,7 @@ class SSE(Blueprint):
             run_id: The id of one of its events, what stands before its dash, or a task's id.
 
         Returns:
-            Whether there was anything to ask: False if it has ended, or isn't known.
+            Whether there was anything to ask; False if it has ended, or isn't known.
 
         Raises:
             BrokerUnavailable: It can't be asked now.

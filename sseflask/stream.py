@@ -213,7 +213,7 @@ class Stream:
             seconds: Above 0, and at most the stream's time-out.
 
         Returns:
-            Whether it was put off: False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
+            Whether it was put off; False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
 
         Raises:
             StreamClosed: The stream has ended; raised once.

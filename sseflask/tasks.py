@@ -217,7 +217,7 @@ class Task:
         """Asks the task to end: its work is interrupted, runs its `finally`, and then `task_cancelled` is published.
 
         Returns:
-            Whether there was anything to ask: False if it has ended, or isn't known.
+            Whether there was anything to ask; False if it has ended, or isn't known.
 
         Raises:
             BrokerUnavailable: It can't be asked now.

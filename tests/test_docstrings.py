@@ -93,6 +93,11 @@ def parsed(text: str | None) -> Docs:
         elif section and line and not line.startswith("    "):
             faults.append(f"text after the section {section!r}: {line!r}")
             section = ""
+        elif section in ("Returns", "Yields") and not entries[section]:
+            # Up to a colon in the first line it would be taken for a type.
+            if ":" in re.sub("`[^`]*`", "", line):
+                faults.append(f"a colon in the first line of {section!r}: {line!r}")
+            entries[section][""] = line
         elif section in WITH_ENTRIES and line:
             begins = ENTRY.match(line[4:])
             if line[4] == " ":

@@ -59,7 +59,7 @@ class Waker(Protocol):
             call: Takes no argument.
 
         Returns:
-            Whether it will be called: False where the caller isn't in the middle of a stream's sending.
+            Whether it will be called; False where the caller isn't in the middle of a stream's sending.
         """
         ...
 
