@@ -41,6 +41,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_mock_imports = ["pytest"]  # it would wrap the fixtures
 python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Source"]

@@ -44,7 +44,7 @@ def heartbeat(seconds: float = 10) -> bool:
         seconds: Above 0, and at most the stream's time-out.
 
     Returns:
-        False, with nothing changed, when the stream has no time-out, or `seconds` isn't in those bounds.
+        Whether it was put off; False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
 
     Raises:
         NoActiveStream: It isn't called from inside a stream's generator.

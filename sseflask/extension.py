@@ -302,7 +302,7 @@ class SSE(Blueprint):
                 `SSE_KEEPALIVE_INTERVAL`.
             timeout: Seconds that the stream may live without `heartbeat`, above 0; None for no limit; unless given,
                 `SSE_STREAM_TIMEOUT`.
-            retry: Milliseconds that the client waits before it reconnects, 0 to 2**31 - 1; None says nothing; unless given,
+            retry: Milliseconds that the client waits before it reconnects, 0 to `2**31 - 1`; None says nothing; unless given,
                 `SSE_RETRY`.
             max_age: Seconds after which the stream ends cleanly, so that its client reconnects, above 0; None for no limit; unless
                 given, `SSE_MAX_AGE`.
@@ -365,7 +365,7 @@ class SSE(Blueprint):
             event: The event's name, one line; None for none, which browsers call `message`.
             type: The same, as Flask-SSE has it.
             id: An id of your own, 1 to 256 bytes; without one the event gets the broker's, by which clients resume exactly.
-            retry: Milliseconds that clients wait before they reconnect, 0 to 2**31 - 1; None says nothing.
+            retry: Milliseconds that clients wait before they reconnect, 0 to `2**31 - 1`; None says nothing.
             channel: The channel's name, 1 to 200 bytes.
             token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
 

@@ -84,7 +84,7 @@ class Publisher:
             event: The event's name, one line; None for none, which browsers call `message`.
             type: The same, as Flask-SSE has it.
             id: An id of your own, 1 to 256 bytes; without one the event gets the broker's.
-            retry: Milliseconds that clients wait before they reconnect, 0 to 2**31 - 1; None says nothing.
+            retry: Milliseconds that clients wait before they reconnect, 0 to `2**31 - 1`; None says nothing.
             channel: The channel's name, 1 to 200 bytes.
             token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
 

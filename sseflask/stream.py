@@ -194,7 +194,7 @@ class Stream:
             data: As for a yielded value: a `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
             event: The event's name, one line; None for none, which browsers call `message`.
             id: The event's id; in a task or a resumable stream ids are sseflask's own.
-            retry: Milliseconds that the client is to wait before it reconnects, 0 to 2**31 - 1.
+            retry: Milliseconds that the client is to wait before it reconnects, 0 to `2**31 - 1`.
 
         Raises:
             InvalidEvent: The event can't be written.

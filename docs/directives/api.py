@@ -16,6 +16,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
+#: What a class has a method of and what texts mean otherwise: an event's name.
+NO_MEMBERS: Final = {"start"}
 #: Where names that stand alone are looked for, after the module that is described.
 PACKAGE: Final = "sseflask"
 #: What a default that stands for the app's setting is shown as.
@@ -48,6 +50,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes
     if re.fullmatch(r"[A-Za-z_][\w.]*", target):
         python = env.domains.python_domain
         owner = [f"{node['py:class']}.{target}", f"{node['py:module']}.{node['py:class']}.{target}"] if node["py:class"] else []
+        if target in NO_MEMBERS:
+            return shown
         # A member is written without its class; a name that begins with a small letter may also be a word of its own.
         places = [f"{node['py:module']}.{target}", f"{PACKAGE}.{target}", target]
         for place in [*owner, *places]:
@@ -83,6 +87,28 @@ def has_arguments(described: type, options: Any) -> bool:
     if options.class_doc_from != "class":
         texts.append(inspect.getdoc(described.__init__) or "")
     return any("\nArgs:\n" in text for text in texts)
+
+
+def attributes_last(app: Sphinx, what: str, name: str, described: Any, options: Any, lines: list[str]) -> None:
+    """Shows a class's attributes after what it is made of, and none that the page leaves out."""
+    if what not in ("class", "exception"):
+        return
+    pieces = re.split(r"(?m)^(?=\.\. attribute:: )", "\n".join(lines))
+    texts, attributes = [pieces[0]], []
+    for piece in pieces[1:]:
+        # What isn't indented any more is text again.
+        attribute, *rest = re.split(r"\n(?=[^\s.])", piece, maxsplit=1)
+        if attribute.splitlines()[0].removeprefix(".. attribute:: ") not in (options.exclude_members or ()):
+            attributes.append(f"{attribute.rstrip()}\n")
+        texts += rest
+    waiting: dict[str, list[str]] = app.env.temp_data.setdefault("sseflask_attributes", {})
+    constructor = None if options.class_doc_from == "class" else inspect.getdoc(described.__init__)
+    if name in waiting:
+        # The docstring before was the class's, this is its constructor's.
+        attributes = waiting.pop(name)
+    elif constructor not in (None, object.__init__.__doc__):
+        waiting[name], attributes = attributes, []
+    lines[:] = "\n\n".join([*texts, *attributes, ""]).splitlines()
 
 
 class DataDirective(SphinxDirective):
@@ -125,5 +151,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("api-data", DataDirective)
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-signature", signature)
+    # When napoleon has read the sections.
+    app.connect("autodoc-process-docstring", attributes_last, priority=900)
     app.connect("builder-inited", forget_overloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

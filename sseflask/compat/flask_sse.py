@@ -213,7 +213,7 @@ class ServerSentEventsBlueprint(SSE):
             data: A string, or anything that the app's JSON can express. Bytes and a `ServerSentEvent` are as for `SSE.publish`.
             type: The event's name.
             id: An id of your own, 1 to 256 bytes; it should be used only once. Without one the event gets the broker's.
-            retry: Milliseconds that clients wait before they reconnect, 0 to 2**31 - 1, also as digits.
+            retry: Milliseconds that clients wait before they reconnect, 0 to `2**31 - 1`, also as digits.
             channel: The channel's name, 1 to 200 bytes.
             event: As `type`.
             token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
