@@ -31,7 +31,7 @@ nitpicky = True
 # Types of others: the site is built without asking their sites where they stand.
 nitpick_ignore_regex = [("py:.*", r"(?!sseflask).*|sseflask\.tally\.Latency")]
 # A single backtick in a docstring.
-default_role = "code"
+default_role = "api"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -44,7 +44,6 @@ python_maximum_signature_line_length = 100
 toc_object_entries_show_parents = "hide"
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = ["Source"]
 graphviz_output_format = "svg"
 
 html_theme = "flask"

@@ -32,7 +32,7 @@ class EventDecoder:
     Attributes:
         last_event_id: The id to reconnect with, `""` where there is none. May be set before a stream's first `feed`, to go on
             from a position.
-        retry: The reconnection time that the stream last asked for, in milliseconds, `MAX_RETRY_MS` where it asked for more;
+        retry: The reconnection time that the stream last asked for, in milliseconds, `2**31 - 1` where it asked for more;
             `None` where it never did.
         dropped: How many events were dropped because they exceeded `max_event_bytes`.
 

@@ -50,7 +50,7 @@ class ServerSentEvent:
             an event can carry only an id, a retry or a comment. Empty data is `""`, JSON null `"null"`.
         event: The event's name, one line without NUL. `""` is no name, as in the standard.
         id: What a client that reconnects sends as `Last-Event-ID`, one line without NUL. `""` makes the client forget its position.
-        retry: How long a client waits before it reconnects, in milliseconds: 0 to `MAX_RETRY_MS`.
+        retry: How long a client waits before it reconnects, in milliseconds: 0 to `2**31 - 1` (24.8 days).
         comment: Text that clients ignore, of any number of lines.
 
     Attributes:

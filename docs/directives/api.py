@@ -13,6 +13,7 @@ from docutils.parsers.rst.states import Inliner
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
@@ -24,6 +25,9 @@ PACKAGE: Final = "sseflask"
 NOT_GIVEN: Final = re.compile(r"the app's setting|UNSET")
 #: A type variable as autodoc shows it.
 TYPE_VARIABLE: Final = re.compile(r"~(?:sseflask\.[\w.]*)?\b([A-Z]\w*)(?![\w.])")
+
+#: What type variables stand for to who uses an `EventSource`.
+MEANT: Final = {"Given": "str", "Client": "httpx.Client"}
 
 
 def code(
@@ -40,7 +44,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes
     """Where a code leads: a setting's place, a public name's, or a member's of the class that it stands in; else nowhere."""
     if node["reftype"] != "code":
         return None
-    target = node["reftarget"].removesuffix("()")
+    target = node["reftarget"].removesuffix("()").replace("sse.", "SSE.", 1)
     if re.fullmatch(r"SSE_[A-Z_]+", target):
         found = env.domains.standard_domain.objects.get(("confval", target))
         if found is not None:
@@ -71,22 +75,51 @@ def signature(
     """What of a signature is shown: nothing of a constructor of which the page says nothing, and no name of our own making."""
     if shown is None:
         return None
-    if what in ("class", "exception") and not has_arguments(described, options):
+    if what in ("class", "exception") and not has_arguments(what, described, options):
         return "", ""
     return readable(shown), readable(returns or "")
 
 
 def readable(shown: str) -> str:
     """A signature without names that say nothing to its readers."""
-    return TYPE_VARIABLE.sub(r"\1", NOT_GIVEN.sub("...", shown)).replace("Callable[[P], ", "Callable[..., ")
+    return TYPE_VARIABLE.sub(lambda found: MEANT.get(found[1], found[1]), NOT_GIVEN.sub("...", shown)).replace(
+        "Callable[[P], ", "Callable[..., "
+    )
 
 
-def has_arguments(described: type, options: Any) -> bool:
-    """Whether what is shown of a class says what it is made of."""
-    texts = [inspect.getdoc(described) or ""]
-    if options.class_doc_from != "class":
-        texts.append(inspect.getdoc(described.__init__) or "")
-    return any("\nArgs:\n" in text for text in texts)
+def has_arguments(what: str, described: type, options: Any) -> bool:
+    """Whether what is shown of a class says what it is made of: by its arguments, or by attributes of their names."""
+    text = inspect.getdoc(described) or ""
+    shown = text if options.class_doc_from == "class" else f"{text}\n{inspect.getdoc(described.__init__) or ''}"
+    if "\nArgs:\n" in shown or what == "exception":
+        return "\nArgs:\n" in shown
+    attributes = set(re.findall(r"(?m)^    (\w+): ", text.partition("\nAttributes:\n")[2]))
+    parameters = {name for name in inspect.signature(described.__init__).parameters if name not in ("self", "args", "kwargs")}
+    return bool(parameters) and parameters <= attributes
+
+
+def name_source(app: Sphinx, what: str, name: str, described: Any, options: Any, lines: list[str]) -> None:
+    """Makes the section `Source` a field beside the others."""
+    lines[:] = re.sub(r"(?m)^Source:\n((?:    .*(?:\n|$))+)", source_field, "\n".join(lines)).splitlines()
+
+
+def source_field(found: re.Match[str]) -> str:
+    """The field of a section `Source`."""
+    return f":Source: {' '.join(found[1].split())}\n"
+
+
+def hold_back(app: Sphinx, what: str, name: str, described: Any, options: Any, lines: list[str]) -> None:
+    """Keeps a property's or an attribute's docstring from napoleon, which would take its beginning, up to a colon, for a type."""
+    if what in ("property", "attribute"):
+        app.env.temp_data["sseflask_docstring"] = lines.copy()
+        lines.clear()
+
+
+def give_back(app: Sphinx, what: str, name: str, described: Any, options: Any, lines: list[str]) -> None:
+    """Gives it what napoleon makes of a method's."""
+    if what in ("property", "attribute"):
+        docstring = app.env.temp_data.pop("sseflask_docstring")
+        lines[:] = GoogleDocstring(docstring, app.config, app, "method", name, described, options).lines()
 
 
 def attributes_last(app: Sphinx, what: str, name: str, described: Any, options: Any, lines: list[str]) -> None:
@@ -99,7 +132,12 @@ def attributes_last(app: Sphinx, what: str, name: str, described: Any, options: 
         # What isn't indented any more is text again.
         attribute, *rest = re.split(r"\n(?=[^\s.])", piece, maxsplit=1)
         if attribute.splitlines()[0].removeprefix(".. attribute:: ") not in (options.exclude_members or ()):
-            attributes.append(f"{attribute.rstrip()}\n")
+            # The type belongs beside the name, not under the text.
+            text, _, kind = attribute.rstrip().partition("\n   :type: ")
+            name_line, _, meaning = text.partition("\n")
+            attributes.append(
+                "\n".join([name_line, *([f"   :type: {kind.replace('collections.abc.', '')}"] if kind else []), meaning])
+            )
         texts += rest
     waiting: dict[str, list[str]] = app.env.temp_data.setdefault("sseflask_attributes", {})
     constructor = None if options.class_doc_from == "class" else inspect.getdoc(described.__init__)
@@ -147,11 +185,14 @@ def forget_overloads(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Adds the role and the directive, and what listens to autodoc."""
     app.setup_extension("sphinx.ext.autodoc")
-    app.add_role("code", code, override=True)
+    app.add_role("api", code)
     app.add_directive("api-data", DataDirective)
     app.connect("missing-reference", resolve)
     app.connect("autodoc-process-signature", signature)
+    app.connect("autodoc-process-docstring", name_source, priority=50)
+    app.connect("autodoc-process-docstring", hold_back, priority=100)
     # When napoleon has read the sections.
+    app.connect("autodoc-process-docstring", give_back, priority=900)
     app.connect("autodoc-process-docstring", attributes_last, priority=900)
     app.connect("builder-inited", forget_overloads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -90,10 +90,10 @@ class Reading:
 class Store(Protocol):
     """A log that several processes share: in an SQLite file, or in Redis.
 
-    It belongs to one process and is made in it; `open` is called by the first method that needs it. Every method may be called
-    from any native thread or greenlet, waits only by `native.pause`, which lets a hub's other greenlets run, and never longer than
-    the store's time-out: then, or when the store can't be used, it raises `BrokerUnavailable`, whose message names what is wrong
-    and never a password. After that the store has nothing half-done and the next call tries anew.
+    It belongs to one process and is made in it; what it needs is opened by the first method that uses it. Every method may be
+    called from any native thread or greenlet, waits only by `native.pause`, which lets a hub's other greenlets run, and never
+    longer than the store's time-out: then, or when the store can't be used, it raises `BrokerUnavailable`, whose message names
+    what is wrong and never a password. After that the store has nothing half-done and the next call tries anew.
 
     Attributes:
         url: Its URL without a password, for logs and errors.
