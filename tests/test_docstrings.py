@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import werkzeug.exceptions
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import pytest_sseflask
 import sseflask
@@ -73,46 +74,62 @@ class Public(NamedTuple):
     owner: type | None = None
 
 
-def parsed(text: str | None) -> Docs:
-    """A docstring's sections, and what is wrong with its form."""
-    lines = inspect.cleandoc(text or "").splitlines()
-    entries: dict[str, dict[str, str]] = {}
-    faults: list[str] = []
-    section = entry = ""
-    for number, line in enumerate(lines):
-        heading = HEADING.fullmatch(line)
-        if heading is not None and number and not lines[number - 1]:
-            section, entry = heading[1], ""
-            if section not in SECTIONS:
-                faults.append(f"there is no section {section!r}")
-            if section in entries:
-                faults.append(f"there are two sections {section!r}")
-            entries[section] = {}
-            if number + 1 == len(lines) or not lines[number + 1].startswith("    "):
-                faults.append(f"the section {section!r} is empty, or not indented")
-        elif section and line and not line.startswith("    "):
-            faults.append(f"text after the section {section!r}: {line!r}")
-            section = ""
-        elif section in ("Returns", "Yields") and not entries[section]:
+class Sections:
+    """The sections of a docstring, read line by line, and what is wrong with its form."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.entries: dict[str, dict[str, str]] = {}
+        self.faults: list[str] = []
+        self.section = self.entry = ""
+        for number, line in enumerate(lines):
+            heading = HEADING.fullmatch(line)
+            if heading is not None and number and not lines[number - 1]:
+                self.begin(heading[1], next(iter(lines[number + 1 :]), ""))
+            elif self.section and line:
+                self.read(line)
+
+    def begin(self, section: str, first: str) -> None:
+        """A section's heading, and the line after it."""
+        if section not in SECTIONS:
+            self.faults.append(f"there is no section {section!r}")
+        if section in self.entries:
+            self.faults.append(f"there are two sections {section!r}")
+        if not first.startswith("    "):
+            self.faults.append(f"the section {section!r} is empty, or not indented")
+        self.entries[section] = {}
+        self.section, self.entry = section, ""
+
+    def read(self, line: str) -> None:
+        """A line of a section, or the first after it."""
+        section, entries = self.section, self.entries[self.section]
+        if not line.startswith("    "):
+            self.faults.append(f"text after the section {section!r}: {line!r}")
+            self.section = ""
+        elif section in ("Returns", "Yields") and not entries:
             # Up to a colon in the first line it would be taken for a type.
             if ":" in re.sub("`[^`]*`", "", line):
-                faults.append(f"a colon in the first line of {section!r}: {line!r}")
-            entries[section][""] = line
-        elif section in WITH_ENTRIES and line:
+                self.faults.append(f"a colon in the first line of {section!r}: {line!r}")
+            entries[""] = line
+        elif section in WITH_ENTRIES and line[4] != " ":
             begins = ENTRY.match(line[4:])
-            if line[4] == " ":
-                if not entry:
-                    faults.append(f"the section {section!r} begins in the middle of an entry: {line!r}")
-            elif begins is None:
-                faults.append(f"an entry of {section!r} is not `name: text`: {line!r}")
-            elif begins[1] in entries[section]:
-                faults.append(f"two entries of {section!r} for {begins[1]!r}")
+            if begins is None or begins[1] in entries:
+                self.faults.append(f"not `name: text`, or a second one of this name, in {section!r}: {line!r}")
             else:
-                entry = begins[1]
-                entries[section][entry] = line
-    return Docs("\n".join(lines), entries, tuple(faults))
+                self.entry = begins[1]
+                entries[self.entry] = line
+        elif section in WITH_ENTRIES and not self.entry:
+            self.faults.append(f"the section {section!r} begins in the middle of an entry: {line!r}")
 
 
+@functools.cache
+def parsed(text: str | None) -> Docs:
+    """What a docstring says, and what is wrong with its form."""
+    cleaned = inspect.cleandoc(text or "")
+    sections = Sections(cleaned.splitlines())
+    return Docs(cleaned, sections.entries, tuple(sections.faults))
+
+
+@functools.cache
 def public_modules() -> list[ModuleType]:
     """The modules that say by `__all__` what in them is public, the package first."""
     modules = [
@@ -177,16 +194,19 @@ def public() -> dict[str, Public]:
     return found
 
 
+@functools.cache
 def functions() -> list[str]:
     """The paths of the functions, methods and properties among what is public."""
     return [path for path, found in public().items() if inspect.isfunction(plain(found.value))]
 
 
+@functools.cache
 def classes() -> list[str]:
     """The paths of the classes among what is public."""
     return [path for path, found in public().items() if inspect.isclass(found.value)]
 
 
+@functools.cache
 def values() -> list[str]:
     """The paths of what is neither: signals, proxies, objects."""
     return sorted(set(public()) - set(functions()) - set(classes()))
@@ -231,6 +251,7 @@ def documented_names(nodes: list[ast.stmt], lines: list[str]) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def body_of(function: Any) -> ast.FunctionDef:
     """A function's definition."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
@@ -315,11 +336,16 @@ class Raising:
 
 
 @functools.cache
+def public_functions() -> set[Any]:
+    """The functions among what is public."""
+    return {plain(found.value) for found in public().values() if inspect.isfunction(plain(found.value))}
+
+
+@functools.cache
 def errors_of(function: Any, owner: type | None) -> frozenset[type[BaseException]]:
     """The errors of a function that is called: those that it documents, and, of one that isn't public, those of its body."""
     documented = frozenset(documented_errors(parsed(function.__doc__), function))
-    is_public = any(plain(found.value) is function for found in public().values())
-    return documented if is_public else documented | raised_in(function, owner)
+    return documented if function in public_functions() else documented | raised_in(function, owner)
 
 
 def documented_errors(docs: Docs, function: Any) -> Iterator[type[BaseException]]:
@@ -331,6 +357,7 @@ def documented_errors(docs: Docs, function: Any) -> Iterator[type[BaseException]
                 yield error
 
 
+@functools.cache
 def attributes_of(owner: type) -> set[str]:
     """The public attributes of a class: those that its body names with a type, and those that its methods give an instance."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
@@ -348,6 +375,7 @@ def attributes_of(owner: type) -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
+@functools.cache
 def foreign_attributes(owner: type) -> set[str]:
     """The attributes that a class has from base classes that aren't ours: others document these."""
     foreign = [
@@ -359,6 +387,7 @@ def foreign_attributes(owner: type) -> set[str]:
     }
 
 
+@functools.cache
 def our_bases(owner: type) -> list[type]:
     """A class and those of its base classes that are ours."""
     return [base for base in owner.__mro__ if is_ours(base)]
@@ -487,3 +516,65 @@ def test_a_class_says_what_it_has(path: str) -> None:
 def test_a_value_says_what_it_is(path: str) -> None:
     """A public object that is neither has its comment or docstring where it is assigned."""
     assert docs_of_value(path)
+
+
+@functools.cache
+def docstrings() -> dict[str, str]:
+    """All docstrings of what is public, by path."""
+    found = {path: plain(item.value).__doc__ or "" for path, item in public().items() if path not in values()}
+    return found | {path: docs_of_value(path) for path in values()}
+
+
+def test_names_in_docstrings_exist() -> None:
+    """Each member that a docstring names with its class is there."""
+    known = {path.rpartition(".")[2]: public()[path].value for path in classes()}
+    named = {
+        (path, owner, member)
+        for path, text in docstrings().items()
+        for owner, member in re.findall(r"`(?:sseflask\.)?([A-Z]\w+)\.(\w+)(?:\(\))?`", text)
+    }
+    assert len(named) > 20
+    wrong = [
+        f"{path}: {owner}.{member}"
+        for path, owner, member in sorted(named)
+        if owner not in known or not (hasattr(known[owner], member) or member in class_entries(known[owner], "Args", "Attributes"))
+    ]
+    assert not wrong
+
+
+def test_napoleon_reads_what_is_meant() -> None:
+    """The extension that makes the reference of docstrings finds the same arguments and errors in them."""
+    for path in functions():
+        docs = parsed(docstrings()[path])
+        lines = str(GoogleDocstring(docs.text, Config(napoleon_use_param=True, napoleon_use_rtype=True), what="method"))
+        assert set(re.findall(r"(?m)^:param \\?\*{0,2}(\w+):", lines)) == docs.names("Args"), path
+        assert set(re.findall(r"(?m)^:raises ([\w.]+):", lines)) == docs.names("Raises"), path
+        assert ":rtype:" not in lines, path
+
+
+@functools.cache
+def described() -> set[str]:
+    """What the pages of the reference have directives for."""
+    found: set[str] = set()
+    for page in REFERENCE.glob("*.md"):
+        for kind, name, options in re.findall(r"(?m)^ *\.\. (api-|auto|py:)\w+:: ([\w.]+)\n((?:   :.*\n)*)", page.read_text()):
+            module = re.search(r":module: (\S+)", options)
+            found.add(f"{module[1]}.{name}" if kind == "py:" and module is not None else name)
+    return found
+
+
+def test_each_public_name_is_in_the_reference() -> None:
+    """The pages of the API reference describe each public name, and no other."""
+    names = {path for path in public() if public()[path].owner is None}
+    assert names - described() == set()
+    assert described() - set(public()) == {"sseflask.state.StreamState"}  # what `Stream.state` is
+
+
+def test_each_member_of_the_reference_is_there() -> None:
+    """What a page lists or leaves out of a class's members is a member of it."""
+    for page in REFERENCE.glob("*.md"):
+        for name, options in re.findall(r"\.\. autoclass:: ([\w.]+)\n((?:   .*\n)*)", page.read_text()):
+            told = re.findall(r":(?:exclude-)?members: ((?:.|\n      )*)", options)
+            listed = {member for text in told for member in re.findall(r"\w+", text)}
+            owner = public()[name].value if listed else object
+            assert listed <= set(dir(owner)) | class_entries(owner, "Attributes"), name

@@ -82,9 +82,8 @@ def signature(
 
 def readable(shown: str) -> str:
     """A signature without names that say nothing to its readers."""
-    return TYPE_VARIABLE.sub(lambda found: MEANT.get(found[1], found[1]), NOT_GIVEN.sub("...", shown)).replace(
-        "Callable[[P], ", "Callable[..., "
-    )
+    shown = TYPE_VARIABLE.sub(lambda found: MEANT.get(found[1], found[1]), NOT_GIVEN.sub("...", shown))
+    return shown.replace("Callable[[P], ", "Callable[..., ")
 
 
 def has_arguments(what: str, described: type, options: Any) -> bool:
@@ -134,10 +133,9 @@ def attributes_last(app: Sphinx, what: str, name: str, described: Any, options: 
         if attribute.splitlines()[0].removeprefix(".. attribute:: ") not in (options.exclude_members or ()):
             # The type belongs beside the name, not under the text.
             text, _, kind = attribute.rstrip().partition("\n   :type: ")
-            name_line, _, meaning = text.partition("\n")
-            attributes.append(
-                "\n".join([name_line, *([f"   :type: {kind.replace('collections.abc.', '')}"] if kind else []), meaning])
-            )
+            first, _, meaning = text.partition("\n")
+            beside = [f"   :type: {kind.replace('collections.abc.', '')}"] if kind else []
+            attributes.append("\n".join([first, *beside, meaning]))
         texts += rest
     waiting: dict[str, list[str]] = app.env.temp_data.setdefault("sseflask_attributes", {})
     constructor = None if options.class_doc_from == "class" else inspect.getdoc(described.__init__)
