@@ -17,8 +17,8 @@ from sphinx.ext.napoleon import GoogleDocstring
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
-#: What a class has a method of and what texts mean otherwise: an event's name.
-NO_MEMBERS: Final = {"start"}
+#: What classes have methods of, and what their texts mean otherwise: the name of an event, or of one of its fields.
+NO_MEMBERS: Final = {"progress", "start"}
 #: Where names that stand alone are looked for, after the module that is described.
 PACKAGE: Final = "sseflask"
 #: What a default that stands for the app's setting is shown as.
@@ -75,6 +75,9 @@ def signature(
     """What of a signature is shown: nothing of a constructor of which the page says nothing, and no name of our own making."""
     if shown is None:
         return None
+    if name.startswith("pytest_"):
+        # A fixture, which nobody calls.
+        return "", ""
     if what in ("class", "exception") and not has_arguments(what, described, options):
         return "", ""
     return readable(shown), readable(returns or "")
