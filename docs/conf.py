@@ -17,9 +17,9 @@ project_copyright = f"2026, {_setup['metadata']['author']}"
 release = version = _setup["metadata"]["version"]
 
 extensions = [
-    "directives.api",
     "myst_parser",
     "pallets_sphinx_themes",
+    "directives.api",
     "sphinx.ext.autodoc",
     "sphinx.ext.graphviz",
     "sphinx.ext.napoleon",
