@@ -12,6 +12,7 @@ import dataclasses
 import enum
 import functools
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -26,10 +27,12 @@ import pytest
 import werkzeug.exceptions
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
-import pytest_sseflask
 import sseflask
 
-REFERENCE = Path(__file__).resolve().parents[1] / "docs/reference/api"
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs/reference/api"
+
+PLUGIN = "pytest_sseflask"
 
 #: The sections that a docstring may have; those whose entries are `name: text`; and how these begin.
 SECTIONS = {"Args", "Returns", "Yields", "Raises", "Attributes", "Source"}
@@ -142,7 +145,7 @@ def public_modules() -> list[ModuleType]:
 
 def is_ours(value: Any) -> bool:
     """Whether a class or function is defined in the package."""
-    return str(getattr(value, "__module__", "")).partition(".")[0] in ("sseflask", "pytest_sseflask")
+    return str(getattr(value, "__module__", "")).partition(".")[0] in ("sseflask", PLUGIN)
 
 
 def plain(value: Any) -> Any:
@@ -174,6 +177,16 @@ def members(owner: type, path: str) -> Iterator[Public]:
 
 
 @functools.cache
+def plugin() -> ModuleType:
+    """The plugin for pytest. Not imported by its name, or pytest could no longer load it for other tests."""
+    spec = importlib.util.spec_from_file_location(PLUGIN, ROOT / f"{PLUGIN}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
 def public() -> dict[str, Public]:
     """All that is public, by its path: each thing once, under its first name."""
     found: dict[str, Public] = {}
@@ -188,9 +201,9 @@ def public() -> dict[str, Public]:
             found[path] = Public(path, value)
             if inspect.isclass(value):
                 found.update({member.path: member for member in members(value, path)})
-    for name, value in vars(pytest_sseflask).items():
+    for name, value in vars(plugin()).items():
         if (unwrap := getattr(value, "_get_wrapped_function", None)) is not None:
-            found[f"pytest_sseflask.{name}"] = Public(f"pytest_sseflask.{name}", unwrap())
+            found[f"{PLUGIN}.{name}"] = Public(f"{PLUGIN}.{name}", unwrap())
     return found
 
 
@@ -226,7 +239,7 @@ def docs_of_value(path: str) -> str:
 
 def is_ours_module(module: ModuleType) -> bool:
     """Whether a module is one of the package's."""
-    return getattr(module, "__name__", "").partition(".")[0] in ("sseflask", "pytest_sseflask")
+    return getattr(module, "__name__", "").partition(".")[0] in ("sseflask", PLUGIN)
 
 
 @functools.cache
@@ -262,7 +275,7 @@ def body_of(function: Any) -> ast.FunctionDef:
 def parameters_of(function: Any) -> list[str]:
     """The names of a function's parameters, without `self` and `cls`."""
     # pytest's own are filled in by pytest.
-    ignored = ("request",) if function.__module__ == pytest_sseflask.__name__ else ("self", "cls")
+    ignored = ("request",) if function.__module__ == PLUGIN else ("self", "cls")
     return [name for name in inspect.signature(function).parameters if name not in ignored and not name.startswith("_")]
 
 
