@@ -17,6 +17,8 @@ project_copyright = f"2026, {_setup['metadata']['author']}"
 release = version = _setup["metadata"]["version"]
 
 extensions = [
+    "directives.http_schema",
+    "directives.settings",
     "myst_parser",
     "pallets_sphinx_themes",
     "sphinx.ext.autodoc",
