@@ -17,6 +17,7 @@ project_copyright = f"2026, {_setup['metadata']['author']}"
 release = version = _setup["metadata"]["version"]
 
 extensions = [
+    "directives.command_line",
     "directives.http_schema",
     "directives.settings",
     "myst_parser",

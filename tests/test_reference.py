@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import click
 import jsonschema
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from docs.directives import http_schema
+from docs.directives import command_line, http_schema
 from docs.directives import settings as settings_page
 from sseflask import SSE, ServerSentEvent, StreamError, Task, current_stream, current_task, tasks
+from sseflask.cli import INTERRUPTED
 from sseflask.config import Settings, StreamOptions
 from sseflask.errors import BrokerUnavailable
 from sseflask.event import KEEPALIVE
@@ -577,3 +579,42 @@ class TestSettingsPage:
         assert set(found) == {field.name for field in dataclasses.fields(StreamOptions) if field.init}
         assert found["keepalive"].default == "`SSE_KEEPALIVE_INTERVAL`" and found["detach_grace"].default == "`30` seconds"
         assert set(found) == set(SSE.stream.__kwdefaults__ or ())
+
+
+class TestCommandLine:
+    """docs/reference/command-line.md."""
+
+    PAGE: Final = (REFERENCE / "command-line.md").read_text()
+
+    def test_each_command(self) -> None:
+        """Each command has a section with what click knows of it; the doctor, which is there twice, one."""
+        shown = re.findall(r"^## `(.+)`\n\n```\{command\} (.+)$", self.PAGE, re.MULTILINE)
+        assert all(heading == command for heading, command in shown)
+        assert {command for _, command in shown} == set(command_line.names()) - {"python -m sseflask doctor"}
+        assert command_line.find("python -m sseflask doctor") is command_line.find("flask sse doctor")
+
+    def test_each_option(self) -> None:
+        """What is shown of a command has its usage, its help and each option; options and settings in texts are marked."""
+        for name in command_line.names():
+            shown = command_line.markdown(name)
+            command = command_line.find(name)
+            assert f"```text\n{name} [OPTIONS]" in shown
+            for option in command.params:
+                if isinstance(option, click.Option):
+                    (text,) = re.findall(rf"^```\{{option\}} {option.opts[0]}\b.*\n(.+)$", shown, re.MULTILINE)
+                    assert len(text) > 10 and text.endswith("."), (name, option.name)
+        publish = command_line.markdown("flask sse publish")
+        assert "```{option} --event NAME\n" in publish and "Without it `--end` takes {confval}`SSE_END_EVENT`." in publish
+        assert "Default: 20." in command_line.markdown("flask sse doctor") and "Above 0." in command_line.markdown(
+            "flask sse doctor"
+        )
+
+    @pytest.mark.parametrize("name", command_line.names())
+    def test_help_is_whole(self, name: str) -> None:
+        """The first line of a command's help isn't cut off in the list of commands."""
+        assert "..." not in command_line.find(name).get_short_help_str(64)
+
+    def test_exit_codes(self) -> None:
+        """The page has each exit code."""
+        told = [int(code) for code in re.findall(r"^\| (\d+) \|", self.PAGE, re.MULTILINE)]
+        assert told == [0, click.ClickException.exit_code, click.UsageError.exit_code, INTERRUPTED]
