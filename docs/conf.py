@@ -18,6 +18,7 @@ release = version = _setup["metadata"]["version"]
 
 extensions = [
     "directives.command_line",
+    "directives.http",
     "directives.http_schema",
     "directives.settings",
     "myst_parser",

@@ -19,7 +19,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from docs.directives import command_line, http_schema
+from docs.directives import command_line, http, http_schema
 from docs.directives import settings as settings_page
 from sseflask import SSE, ServerSentEvent, StreamError, Task, current_stream, current_task, tasks
 from sseflask.cli import INTERRUPTED
@@ -539,7 +539,7 @@ class TestEventsPage:
             for where, found in objects(http_schema.inlined(schema, SCHEMA)):
                 for field, described in found["properties"].items():
                     assert f"`{field}` (" in shown or "items" in where, (name, field)
-                    assert described.get("description") or where.endswith("details"), (name, field)
+                    assert described.get("description"), (name, field)
 
 
 class TestSettingsPage:
@@ -618,3 +618,53 @@ class TestCommandLine:
         """The page has each exit code."""
         told = [int(code) for code in re.findall(r"^\| (\d+) \|", self.PAGE, re.MULTILINE)]
         assert told == [0, click.ClickException.exit_code, click.UsageError.exit_code, INTERRUPTED]
+
+
+class TestRoutesPage:
+    """docs/reference/http.md."""
+
+    PAGE: Final = (REFERENCE / "http.md").read_text()
+
+    def test_each_route_once(self) -> None:
+        """The page has each route of openapi.yaml, once."""
+        shown = re.findall(r"^```\{route\} (.+)$", self.PAGE, re.MULTILINE)
+        assert sorted(shown) == sorted(http.routes(http.load()))
+
+    @pytest.mark.parametrize("route", http.routes(http.load()))
+    def test_what_is_shown(self, route: str) -> None:
+        """What is shown of a route has its parameters, its answers, and the fields and events in them, each with a text."""
+        document = http.load()
+        shown = http.markdown(route, document)
+        method, _, path = route.partition(" ")
+        operation = http_schema.inlined(document["paths"][path][method.lower()], document)
+        for parameter in operation.get("parameters", ()):
+            assert re.search(rf"^`{parameter['name']}` \({parameter['in']}, .+\n: .{{10,}}", shown, re.MULTILINE)
+        for status, answer in operation["responses"].items():
+            assert re.search(rf"^\| `{status}` \| .+ \| .*\|$", shown, re.MULTILINE)
+            for kind, found in answer.get("content", {}).items():
+                if set(found["schema"].get("properties", ())) & {"data", "total", "live", "workers"}:
+                    assert f"`{kind}`, " in shown
+                    fields = found["x-events"] if "x-events" in found else found["schema"]["properties"]
+                    assert all(
+                        re.search(rf"`{name}`\]?[ (]" if name != "*" else "^- others: ", shown, re.MULTILINE) for name in fields
+                    )
+
+    def test_who_may(self) -> None:
+        """What is shown says who may use a route."""
+        document = http.load()
+        assert "Open to anyone." in http.markdown("GET /-/health", document)
+        assert "a public channel or a token." in http.markdown("GET /{channel}", document)
+        for route in ("POST /{channel}", "GET /-/stats", "GET /-/dashboard/events"):
+            assert "can't be a cookie" in http.markdown(route, document)
+
+    def test_links(self) -> None:
+        """Whatever is described elsewhere is there."""
+        headings = {
+            re.sub(r"[^a-z0-9 _-]", "", each.lower()).replace(" ", "-")
+            for each in re.findall(r"^### (.+)$", EVENTS_PAGE, re.MULTILINE)
+        }
+        headings |= {f"http:{each.lower()}" for each in re.findall(r"^### (.+)$", self.PAGE, re.MULTILINE)}
+        document = http.load()
+        shown = "".join(http.markdown(route, document) for route in http.routes(document))
+        told = re.findall(r"\(events\.md#([^)]+)\)", shown) + [f"http:{each}" for each in re.findall(r"\(#([^)]+)\)", shown)]
+        assert len(set(told)) > 6 and set(told) <= headings

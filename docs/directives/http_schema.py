@@ -63,7 +63,7 @@ def fields(schema: Schema, root: Schema, *, indent: str = "") -> list[str]:
     for name, found in schema.get("properties", {}).items():
         field = resolved(found, root)
         optional = "" if name in required else ", may be missing"
-        text = " ".join(field.get("description", "").split()) or "As its name says."
+        text = " ".join(field["description"].split())
         lines += [f"{indent}`{name}` ({kind(field, root)}{optional})", f"{indent}: {text}", ""]
         inner = indent + "  "
         lines += [f"{inner}- {value}" for value in values(field)]
