@@ -19,6 +19,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+import sseflask
 from docs.directives import command_line, http, http_schema
 from docs.directives import settings as settings_page
 from sseflask import SSE, ServerSentEvent, StreamError, Task, current_stream, current_task, tasks
@@ -36,8 +37,9 @@ from tests.viewers import PATIENCE, Worker, make_worker, worker
 
 __all__ = ["make_worker", "make_world", "worker"]
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-REFERENCE: Final = ROOT / "docs/reference"
+REFERENCE: Final = Path(__file__).resolve().parents[1] / "docs/reference"
+#: The code, wherever it is installed.
+PACKAGE: Final = Path(sseflask.__file__).parent
 EVENTS_PAGE: Final = (REFERENCE / "events.md").read_text()
 SCHEMA: Final = http_schema.load()
 #: What the page calls its sections on what is no event, by the schema's name.
@@ -414,7 +416,7 @@ class TestSchema:
     def test_error_types(self) -> None:
         """Each type of an error that the code names is in the schema."""
         found = set(tasks.WHY_STOPPED)
-        for path in (ROOT / "sseflask").rglob("*.py"):
+        for path in PACKAGE.rglob("*.py"):
             for text in re.findall(r'error_type(?:": |: str = |=)(\w+|"\w+")', path.read_text()):
                 value = ast.literal_eval(text) if text.startswith('"') else constant(path, text)
                 found |= {value} if isinstance(value, str) else set()
@@ -468,16 +470,16 @@ def bare(schema: Any) -> Any:
 
 def constant(path: Path, name: str) -> Any:
     """What a name means in a module of the package."""
-    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    module = importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
     return getattr(module, name, None)
 
 
 def written_names() -> set[str]:
     """The default names of the events that the code itself makes."""
     found: set[str] = set()
-    for path in (ROOT / "sseflask").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ServerSentEvent":
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ServerSentEvent":
                 for keyword in node.keywords:
                     if keyword.arg == "event":
                         found |= meaning(path, keyword.value)

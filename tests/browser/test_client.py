@@ -492,7 +492,7 @@ AROUND_THE_DOCS = """() => {
 
 def test_the_code_of_the_docs_runs(client: Page) -> None:
     """Each block of docs/reference/browser.md runs in a page, and asks for what it says."""
-    text = (ROOT / "docs/reference/browser.md").read_text()
+    text = (ROOT / "docs" / "browser.md").read_text()
     code = re.findall(r"^```js\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     code += re.findall(r'^<script type="module">\n(.*?)^</script>', text, re.DOTALL | re.MULTILINE)
     assert len(code) == 5
