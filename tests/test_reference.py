@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import json
 import re
@@ -42,10 +43,14 @@ REFERENCE: Final = Path(__file__).resolve().parents[1] / "docs/reference"
 PACKAGE: Final = Path(sseflask.__file__).parent
 EVENTS_PAGE: Final = (REFERENCE / "events.md").read_text()
 SCHEMA: Final = http_schema.load()
+ROUTES: Final = http.load()
 #: What the page calls its sections on what is no event, by the schema's name.
 OTHERS: Final = {"Refusals": "Refusal", "Collected events": "Collected", "What publishing answers": "Published"}
 #: Objects to which apps add fields of their own.
 OPEN: Final = {"start"}
+
+#: How the code writes names that users give.
+GIVEN: Final = ("event", "field", "self._name", "self._end_event", "f'{self.type}' if self.type else None")
 
 Events = list[ServerSentEvent]
 
@@ -428,8 +433,9 @@ class TestSchema:
 
     def test_routes(self) -> None:
         """What openapi.yaml describes too, it describes in the same way."""
-        openapi = importlib.import_module("tests.test_openapi")
-        described = openapi.resolved(openapi.DOCUMENT)["components"]["schemas"]
+        described = http_schema.inlined(ROUTES["components"]["schemas"], ROUTES)
+        answer = ROUTES["paths"]["/-/dashboard/events"]["get"]["responses"]["200"]
+        streams = answer["content"]["text/event-stream"]["x-events"]
         same = {
             "Opened": "ChannelsOpened",
             "Reset": "stream-reset",
@@ -446,7 +452,9 @@ class TestSchema:
                 expected["properties"]["reason"]["enum"].remove("run_gone")
             assert bare(described[there]) == expected, there
         for name in ("numbers", "closes", "problem"):
-            assert bare(openapi.EVENTS[name]["data"]) == bare(http_schema.inlined(SCHEMA["$defs"][name], SCHEMA)), name
+            assert bare(http_schema.inlined(streams[name]["data"], ROUTES)) == bare(
+                http_schema.inlined(SCHEMA["$defs"][name], SCHEMA)
+            ), name
 
 
 def bare(schema: Any) -> Any:
@@ -474,16 +482,18 @@ def constant(path: Path, name: str) -> Any:
     return getattr(module, name, None)
 
 
-def written_names() -> set[str]:
+@functools.cache
+def written_names() -> frozenset[str]:
     """The default names of the events that the code itself makes."""
     found: set[str] = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "ServerSentEvent(" in text else ():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ServerSentEvent":
                 for keyword in node.keywords:
                     if keyword.arg == "event":
                         found |= meaning(path, keyword.value)
-    return found
+    return frozenset(found)
 
 
 def meaning(path: Path, name: ast.expr) -> set[str]:
@@ -491,16 +501,15 @@ def meaning(path: Path, name: ast.expr) -> set[str]:
     text = ast.unparse(name)
     if isinstance(name, ast.Constant):
         return {name.value}
+    if text in GIVEN or text.startswith("event if "):
+        return set()
     if (setting := re.fullmatch(r"(?:\w+\.)*_?settings\.(\w+_event)", text)) is not None:
         return {next(field.default for field in dataclasses.fields(Settings) if field.name == setting[1])}
     if text.startswith("ENDS["):
         return set(tasks.ENDS.values())
-    if (value := constant(path, text)) is not None:
-        return {value}
-    if text.startswith("event if "):
-        return set()
-    assert text in ("event", "field", "self._name", "self._end_event", "f'{self.type}' if self.type else None"), f"{path}: {text}"
-    return set()
+    value = constant(path, text)
+    assert isinstance(value, str), f"{path}: where does the name of this event come from: {text}"
+    return {value}
 
 
 def examples() -> dict[str, list[Any]]:
@@ -630,15 +639,14 @@ class TestRoutesPage:
     def test_each_route_once(self) -> None:
         """The page has each route of openapi.yaml, once."""
         shown = re.findall(r"^```\{route\} (.+)$", self.PAGE, re.MULTILINE)
-        assert sorted(shown) == sorted(http.routes(http.load()))
+        assert sorted(shown) == sorted(http.routes(ROUTES))
 
-    @pytest.mark.parametrize("route", http.routes(http.load()))
+    @pytest.mark.parametrize("route", http.routes(ROUTES))
     def test_what_is_shown(self, route: str) -> None:
         """What is shown of a route has its parameters, its answers, and the fields and events in them, each with a text."""
-        document = http.load()
-        shown = http.markdown(route, document)
+        shown = http.markdown(route, ROUTES)
         method, _, path = route.partition(" ")
-        operation = http_schema.inlined(document["paths"][path][method.lower()], document)
+        operation = http_schema.inlined(ROUTES["paths"][path][method.lower()], ROUTES)
         for parameter in operation.get("parameters", ()):
             assert re.search(rf"^`{parameter['name']}` \({parameter['in']}, .+\n: .{{10,}}", shown, re.MULTILINE)
         for status, answer in operation["responses"].items():
@@ -653,11 +661,10 @@ class TestRoutesPage:
 
     def test_who_may(self) -> None:
         """What is shown says who may use a route."""
-        document = http.load()
-        assert "Open to anyone." in http.markdown("GET /-/health", document)
-        assert "a public channel or a token." in http.markdown("GET /{channel}", document)
+        assert "Open to anyone." in http.markdown("GET /-/health", ROUTES)
+        assert "a public channel or a token." in http.markdown("GET /{channel}", ROUTES)
         for route in ("POST /{channel}", "GET /-/stats", "GET /-/dashboard/events"):
-            assert "can't be a cookie" in http.markdown(route, document)
+            assert "can't be a cookie" in http.markdown(route, ROUTES)
 
     def test_links(self) -> None:
         """Whatever is described elsewhere is there."""
@@ -666,7 +673,6 @@ class TestRoutesPage:
             for each in re.findall(r"^### (.+)$", EVENTS_PAGE, re.MULTILINE)
         }
         headings |= {f"http:{each.lower()}" for each in re.findall(r"^### (.+)$", self.PAGE, re.MULTILINE)}
-        document = http.load()
-        shown = "".join(http.markdown(route, document) for route in http.routes(document))
+        shown = "".join(http.markdown(route, ROUTES) for route in http.routes(ROUTES))
         told = re.findall(r"\(events\.md#([^)]+)\)", shown) + [f"http:{each}" for each in re.findall(r"\(#([^)]+)\)", shown)]
         assert len(set(told)) > 6 and set(told) <= headings
