@@ -341,6 +341,15 @@ class TestAnswers:
             object.__setattr__(sse.settings, limit.removeprefix("SSE_").lower(), None)
         validate(client.post("/events/x", data="x").get_json(), "Published")
 
+    def test_come_back_later(self, sse: SSE, client: FlaskClient) -> None:
+        """With `SSE_REFUSE = "retry"` a client over a limit gets a comment and a time, as the page says."""
+        for name, value in (("max_streams", 1), ("refuse", "retry")):
+            object.__setattr__(sse.settings, name, value)
+        with reader_of(client.get("/events/x"), skip=()) as stream:
+            stream.events(1)
+            assert re.fullmatch(r": refused: SSE_MAX_STREAMS\nretry: \d+\n\n", client.get("/events/x").get_data(as_text=True))
+        assert "| `: refused: <limit>` |" in EVENTS_PAGE
+
     def test_an_error_before_the_first_event(self, app: Flask, sse: SSE) -> None:
         """A `StreamError` before the first event has the fields of the error event."""
 
@@ -531,6 +540,16 @@ class TestEventsPage:
             for block in blocks:
                 validate(block, name)
 
+    def test_an_event(self) -> None:
+        """The whole event that it shows is valid, and wouldn't be under another name."""
+        (section,) = re.findall(r"^## The schema\n(.*?)^## ", EVENTS_PAGE, re.DOTALL | re.MULTILINE)
+        (block,) = re.findall(r"^```json\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        event = json.loads(block)
+        validate(event)
+        for name in ("stream-open", "mine"):
+            with pytest.raises(jsonschema.ValidationError):
+                validate({**event, "event": name})
+
     def test_the_wire(self) -> None:
         """What it shows of the wire is what is written."""
         (shown,) = re.findall(r"^```text\n(.*?)^```", EVENTS_PAGE, re.DOTALL | re.MULTILINE)
@@ -546,11 +565,10 @@ class TestEventsPage:
     def test_fields(self) -> None:
         """What is shown of a thing has each of its fields, with a word on each."""
         for name, schema in SCHEMA["$defs"].items():
-            shown = "\n".join(http_schema.fields(schema, SCHEMA))
-            for where, found in objects(http_schema.inlined(schema, SCHEMA)):
+            shown = http_schema.markdown(name, SCHEMA)
+            for _, found in objects(schema):
                 for field, described in found["properties"].items():
-                    assert f"`{field}` (" in shown or "items" in where, (name, field)
-                    assert described.get("description"), (name, field)
+                    assert f"`{field}` (" in shown and http_schema.resolved(described, SCHEMA)["description"], (name, field)
 
 
 class TestSettingsPage:
@@ -658,6 +676,20 @@ class TestRoutesPage:
                     assert all(
                         re.search(rf"`{name}`\]?[ (]" if name != "*" else "^- others: ", shown, re.MULTILINE) for name in fields
                     )
+
+    def test_descriptions_are_whole(self) -> None:
+        """No description is cut off, as one is where YAML takes its comma for its own."""
+
+        def check_all(found: Any, where: str) -> None:
+            pairs = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
+            for name, value in pairs:
+                assert " " not in str(name), f"{where}: a key {name!r}"
+                if name == "description" and isinstance(value, str):
+                    assert value.strip().endswith("."), f"{where}: {value!r}"
+                check_all(value, f"{where}/{name}")
+
+        check_all(ROUTES, "openapi.yaml")
+        check_all(SCHEMA, "events.schema.json")
 
     def test_who_may(self) -> None:
         """What is shown says who may use a route."""

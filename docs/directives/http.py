@@ -71,7 +71,7 @@ def markdown(route: str, document: Document) -> str:
     told: list[str] = []
     for answer in answers.values():
         details = list(_content(answer.get("content", {}), document))
-        if len(details) > 2 and details != told:
+        if any(line.startswith(("-", ":")) for line in details) and details != told:
             # Two answers may have the same body, which is then shown once.
             lines += details
             told = details

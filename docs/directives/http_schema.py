@@ -16,6 +16,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from .settings import linked
 
+#: Definitions that have sections of their own: the fields of what is one of them aren't shown again.
+APART: Final = ("Numbers", "Statistics")
 EVENTS: Final = Path(__file__).resolve().parents[1] / "reference/events.schema.json"
 
 Schema = Mapping[str, Any]
@@ -51,6 +53,12 @@ def resolved(schema: Schema, root: Schema) -> Schema:
     return schema
 
 
+def markdown(name: str, root: Schema) -> str:
+    """What is shown of a definition: its description, and its fields, or those of its items."""
+    schema = root["$defs"][name]
+    return "\n".join([schema["description"], "", *fields(schema.get("items", schema), root)])
+
+
 def fields(schema: Schema, root: Schema, *, indent: str = "") -> list[str]:
     """The fields of an object as a Markdown definition list, line by line; those of each of its forms where it has several."""
     schema = resolved(schema, root)
@@ -71,7 +79,7 @@ def fields(schema: Schema, root: Schema, *, indent: str = "") -> list[str]:
             lines.append("")
         of_items = resolved(field.get("items", {}), root)
         for nested in (field, of_items):
-            if "properties" in nested:
+            if "properties" in nested and found.get("$ref", "").rpartition("/")[2] not in APART:
                 lines += fields(nested, root, indent=inner)
     return lines
 
@@ -88,8 +96,7 @@ def forms(schema: Schema, root: Schema) -> Iterator[Schema]:
 def values(schema: Schema) -> list[str]:
     """The values that a field may have, each with what it means."""
     choices = [choice for word in ("oneOf", "anyOf") for choice in schema.get(word, ())]
-    told = [f"`{_shown(choice['const'])}`: {choice['description']}" for choice in choices if "const" in choice]
-    return told or [f"`{_shown(value)}`" for value in schema.get("enum", ()) if len(schema["enum"]) > 2]
+    return [f"`{_shown(choice['const'])}`: {choice['description']}" for choice in choices if "const" in choice]
 
 
 def kind(schema: Schema, root: Schema) -> str:
@@ -97,8 +104,9 @@ def kind(schema: Schema, root: Schema) -> str:
     schema = resolved(schema, root)
     if "const" in schema:
         return f"`{_shown(schema['const'])}`"
-    if "enum" in schema and len(schema["enum"]) <= 2:
-        return " or ".join(f"`{_shown(value)}`" for value in schema["enum"])
+    if "enum" in schema:
+        *others, last = [f"`{_shown(value)}`" for value in schema["enum"]]
+        return f"{', '.join(others)} or {last}"
     if values(schema):
         others = any("const" not in choice for choice in schema.get("anyOf", ()))
         return "string" if others else "one of these"
@@ -137,9 +145,7 @@ class SchemaDirective(SphinxDirective):
         root = load()
         self.env.note_dependency(str(EVENTS))
         self.env.note_dependency(__file__)
-        schema = root["$defs"][self.arguments[0]]
-        described = resolved(schema.get("items", {}), root) if schema.get("type") == "array" else schema
-        return self.parse_text_to_nodes(linked("\n".join([schema["description"], "", *fields(described, root)])))
+        return self.parse_text_to_nodes(linked(markdown(self.arguments[0], root)))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
