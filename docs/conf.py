@@ -18,9 +18,11 @@ release = version = _setup["metadata"]["version"]
 
 extensions = [
     "directives.command_line",
+    "directives.floors",
     "directives.http",
     "directives.http_schema",
     "directives.settings",
+    "directives.states",
     "myst_parser",
     "pallets_sphinx_themes",
     "sphinx.ext.autodoc",

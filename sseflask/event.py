@@ -157,6 +157,9 @@ def encode_item(item: object) -> bytes:
     Raises:
         InvalidEvent: The item can't be written, see `ServerSentEvent`.
     """
+    if type(item) is str and "\n" not in item and "\r" not in item and item.isascii():
+        # A model's token, most often.
+        return f"data: {item}\n\n".encode()
     if isinstance(item, ServerSentEvent):
         return item.encode()
     return f"{_field_lines('data', _data_text(item))}\n".encode()

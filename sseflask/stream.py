@@ -35,6 +35,9 @@ STUCK_SECONDS: Final = 10.0
 REVOKED_AT: Final = -math.inf
 #: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
 BLOCKED_SECONDS: Final = 1.0
+#: A generator that has yielded so many events, each within so many seconds of the one before, has its next ones joined.
+BURST_EVENTS: Final = 8
+BURST_SECONDS: Final = 0.0002
 #: Seconds after which text that is due is sent that could not be without waiting.
 FLUSH_SECONDS: Final = 0.05
 
@@ -65,6 +68,7 @@ class Stream:
 
     __slots__ = (
         "__weakref__",
+        "_burst",
         "_callbacks",
         "_coalescer",
         "_deadline",
@@ -84,6 +88,7 @@ class Stream:
         "_started",
         "_state",
         "_timeout",
+        "_went_on",
         "app",
         "bytes_sent",
         "client",
@@ -131,6 +136,7 @@ class Stream:
         self.events_sent = 0
         self.bytes_sent = 0
         self.closed = False
+        self._burst = 0
         self.reason: CloseReason | None = None
         self._settings = settings
         self._sink = sink
@@ -150,7 +156,7 @@ class Stream:
         # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
         self._silence = options.keepalive * random.uniform(0.8, 1.0)
         self._opened = time.time()
-        self._started = self.last_write = now = time.monotonic()
+        self._started = self.last_write = self._went_on = now = time.monotonic()
         self._deadline = None if options.timeout is None else now + options.timeout
         self._ends_at = None if options.max_age is None else now + options.max_age
         self._expires_at: float | None = None
@@ -263,8 +269,12 @@ class Stream:
             self._ends_at += delay
         return True
 
-    def put(self, item: Any) -> None:
+    def put(self, item: Any, *, joins: bool = False) -> None:
         """Sends what a generator yields; text perhaps a little later, together with what comes next.
+
+        Args:
+            item: What is sent.
+            joins: Whether the caller gives way after each item, so that those of a burst may go out together.
 
         Raises:
             InvalidEvent: It can't be written.
@@ -272,7 +282,7 @@ class Stream:
         """
         coalescer = self._coalescer
         if coalescer is None:
-            self._write_item(item)
+            self._write_item(item, joins=joins)
             return
         before, now = coalescer.due, time.monotonic()
         # Whoever yields without a pause gives way by this, though nothing is written yet.
@@ -301,25 +311,9 @@ class Stream:
         finally:
             self._putting.release()
 
-    def write(self, frame: bytes) -> None:
-        """Hands one encoded event to the sink, and waits while the client doesn't keep up.
-
-        Raises:
-            EventTooLarge: The frame is larger than `SSE_MAX_EVENT_BYTES`.
-            StreamClosed: The stream has ended; raised once, later frames are dropped.
-        """
-        if len(frame) > self._settings.max_event_bytes:
-            raise EventTooLarge(frame[:60], len(frame), self._settings.max_event_bytes)
-        if self.closed:
-            self.raise_interruption()
-            return
-        self.events_sent += 1
-        self.bytes_sent += len(frame)
-        self.last_write = time.monotonic()
-        if not self._sink.write(frame):
-            self._schedule()
-            self._sink.wait()
-        self._raise_if_ended()
+    def goes_on(self) -> None:
+        """Its producer runs on, after it has let others run."""
+        self._went_on = time.monotonic()
 
     def complete(self, result: object) -> None:
         """Ends the stream because its generator returned `result`."""
@@ -552,15 +546,40 @@ class Stream:
         self.events_sent += len(waiting)
         return b"".join([encode_item(text) for text in waiting])
 
-    def _write_item(self, item: Any, *, waits: bool = True) -> None:
-        """Writes one event, where `waits` as `write` does, else leaving it to the next write to wait and to raise."""
+    def _write_item(self, item: Any, *, waits: bool = True, joins: bool = False) -> None:
+        """Hands one event to the sink.
+
+        Args:
+            item: What is sent.
+            waits: Whether to wait while the client doesn't keep up, and to raise what ended the stream; else the next does so.
+            joins: As for `put`.
+
+        Raises:
+            EventTooLarge: It is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidEvent: It can't be written.
+            StreamClosed: The stream has ended; raised once, later events are dropped.
+        """
         frame = encode_item(item)
+        size = len(frame)
+        if size > self._settings.max_event_bytes:
+            raise EventTooLarge(frame[:60], size, self._settings.max_event_bytes)
+        if self.closed:
+            if waits:
+                self.raise_interruption()
+            return
+        self.events_sent += 1
+        self.bytes_sent += size
+        now = time.monotonic()
+        self._burst = self._burst + 1 if now - self._went_on < BURST_SECONDS else 0
+        self.last_write = self._went_on = now
+        sink = self._sink
+        # Who pauses between two events, to wait or to work, has each sent at once: nothing would send it while its code runs.
+        if not (sink.hold(frame) if joins and self._burst > BURST_EVENTS else sink.write(frame)):
+            self._schedule()
+            if waits:
+                sink.wait()
         if waits:
-            self.write(frame)
-        else:
-            self.sent(1, len(frame), time.monotonic())
-            if not self._sink.write(frame):
-                self._schedule()
+            self._raise_if_ended()
 
     def _raise_if_ended(self) -> None:
         if self.closed:
