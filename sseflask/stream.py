@@ -54,15 +54,15 @@ class Stream:
     Attributes:
         id: Twelve hexadecimal digits, at random; in the log and in the `start` event.
         app: The app; None outside any.
-        client: Who the client is, for the limit of streams per client; None where that isn't known.
         path: The path of the request, without its query.
+        client: Who the client is, by `SSE.client_key` or its address; None where that isn't known or limited.
+        request_id: What names its request in logs: `g.request_id`, else the header `X-Request-ID`; None where neither does.
         last_event_id: The id that the client says it saw last; None if it says none.
-        events_sent: Events handed to the sink.
-        bytes_sent: Bytes of the response's body handed to the sink, without framing and keepalives.
-        closed: Whether its end is decided: nothing sent any more reaches the client.
+        events_sent: Events handed to the sink so far.
+        bytes_sent: Bytes of the response's body handed to the sink so far, without framing and keepalives.
         last_write: The monotonic second at which it was last written to.
+        closed: Whether its end is decided: nothing sent any more reaches the client.
         reason: Why it ended; None until its end is decided.
-        request_id: What names its request in the logs of all who had to do with it; None where nothing does.
         slot: The timer's: where on its wheel the stream is.
     """
 
@@ -198,13 +198,17 @@ class Stream:
 
         Args:
             data: As for a yielded value: a `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
-            event: The event's name.
-            id: The event's id.
-            retry: Milliseconds that the client is to wait before it reconnects.
+            event: The event's name, one line; None for none, which browsers call `message`.
+            id: The event's id; in a task or a resumable stream ids are sseflask's own.
+            retry: Milliseconds that the client is to wait before it reconnects, 0 to `2**31 - 1`.
 
         Raises:
-            InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidEvent: The event can't be written.
+            EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
             StreamClosed: The stream has ended; raised once, later events are dropped.
+            StreamError: The events of a resumable stream, or of one that `negotiate` collects, have more than `SSE_RUN_BYTES`.
+            BrokerUnavailable: In a task or a resumable stream: the broker could not be reached for `SSE_PRODUCER_LEASE`, 50 s at
+                the most.
         """
         self.put(to_event(data, event=event, id=id, retry=retry))
 
@@ -215,7 +219,7 @@ class Stream:
             seconds: Above 0, and at most the stream's time-out.
 
         Returns:
-            False, with nothing changed, when the stream has no time-out, or `seconds` isn't in those bounds.
+            Whether it was put off; False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
 
         Raises:
             StreamClosed: The stream has ended; raised once.
@@ -230,9 +234,13 @@ class Stream:
         return True
 
     def on_close(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Calls `callback` once, without arguments, when the stream is closed; at once if it is already. Returns it.
+        """Calls a function once, when the stream is closed; at once if it is already.
 
-        What it raises is logged.
+        Args:
+            callback: Takes no argument, and may wait. What it raises is logged.
+
+        Returns:
+            The callback, so that this is also a decorator.
         """
         with self._lock:
             if self._state is not StreamState.CLOSED:
@@ -244,7 +252,11 @@ class Stream:
     # What the producer uses.
 
     def expire_in(self, seconds: float) -> None:
-        """Ends the stream that long from now, with the error event `token_expired`."""
+        """Ends the stream that long from now, with the error event `token_expired`.
+
+        Args:
+            seconds: How long.
+        """
         self._expires_at = time.monotonic() + seconds
         self._schedule()
 
@@ -254,7 +266,14 @@ class Stream:
         self._schedule()
 
     def start(self, producer: Producer) -> bool:
-        """Binds the producer that now begins to run; its deadline and age count from here. False if the stream has ended before."""
+        """Binds the producer that now begins to run; its deadline and age count from here.
+
+        Args:
+            producer: What makes the events.
+
+        Returns:
+            False, with nothing changed, if the stream has ended before.
+        """
         with self._lock:
             if self.closed:
                 return False
@@ -316,7 +335,11 @@ class Stream:
         self._went_on = time.monotonic()
 
     def complete(self, result: object) -> None:
-        """Ends the stream because its generator returned `result`."""
+        """Ends the stream because its generator returned.
+
+        Args:
+            result: What it returned; a stream with a lifecycle sends it.
+        """
         last = b""
         if self._final:
             try:
@@ -328,7 +351,14 @@ class Stream:
         self.end(CloseReason.COMPLETED, last)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the stream because its generator raised; the client gets the error event."""
+        """Ends the stream because its generator raised; the client gets the error event.
+
+        Args:
+            error: What it raised.
+
+        Raises:
+            InvalidEvent: It is a `StreamError` whose details can't be written.
+        """
         self.end(CloseReason.ERROR, self._error_frame(error))
 
     def take_interruption(self) -> StreamClosed | None:
@@ -363,7 +393,11 @@ class Stream:
         return self._settings.send_timeout
 
     def attach(self, sink: Sink) -> None:
-        """Changes the sink; what the first one still held is the caller's to move, before `resume`."""
+        """Changes the sink; what the first one still held is the caller's to move, before `resume`.
+
+        Args:
+            sink: The new one.
+        """
         self._sink = sink
 
     def resume(self) -> None:
@@ -382,12 +416,22 @@ class Stream:
             self._keeper.count("resets")
 
     def was_replayed(self, events: int) -> None:
-        """Counts what its client got that was there when it came back."""
+        """Counts what its client got that was there when it came back.
+
+        Args:
+            events: How many events.
+        """
         if self._keeper is not None and events:
             self._keeper.count("events_replayed", events)
 
     def sent(self, events: int, size: int, now: float) -> None:
-        """Counts what a producer has written to the sink by itself."""
+        """Counts what a producer has written to the sink by itself.
+
+        Args:
+            events: How many events.
+            size: Their bytes together.
+            now: The monotonic second.
+        """
         self.events_sent += events
         self.bytes_sent += size
         self.last_write = now
@@ -441,22 +485,41 @@ class Stream:
         """Tells the end of a stream that others know of; of one that is its client's alone there is nothing to tell."""
 
     def discard(self, reason: CloseReason) -> None:
-        """Ends a stream whose producer never began, without a word to the client."""
+        """Ends a stream whose producer never began, without a word to the client.
+
+        Args:
+            reason: Why.
+        """
         if self.end(reason):
             self.sink_ended()
 
     def sink_ended(self, reason: CloseReason = CloseReason.DISCONNECTED) -> None:
-        """The sink has sent its last byte, or lost its client, for this reason."""
+        """The sink has sent its last byte, or lost its client.
+
+        Args:
+            reason: Why the stream ends, if its end wasn't decided before.
+        """
         if not self.closed:
             self.end(reason, interruption=StreamClosed(reason))
         self._part_ended(Part.SINK)
 
     def keep_with(self, keeper: Keeper) -> None:
-        """Says who calls `tick`."""
+        """Says who calls `tick`.
+
+        Args:
+            keeper: Who does.
+        """
         self._keeper = keeper
 
     def seconds(self, now: float) -> float:
-        """How long the stream has lived at the monotonic second `now`."""
+        """How long the stream has lived.
+
+        Args:
+            now: The monotonic second.
+
+        Returns:
+            Seconds since it began.
+        """
         return now - self._started
 
     def due(self) -> float | None:
