@@ -51,14 +51,19 @@ class Console:
             self._complaints.append(f"{message.type}: {message.text} ({message.location.get('url')})")
 
 
+def executable() -> str | None:
+    """The system's Chromium; None if it has none."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """The browser that all tests share."""
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if executable is None:
+    program = executable()
+    if program is None:
         pytest.skip("there is no Chromium on this system")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=program, headless=True, args=ARGUMENTS)
         yield browser
         browser.close()
 
