@@ -15,8 +15,8 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +34,7 @@ from tests.redis import RedisServer
 
 START: Final = ROOT / "docs/start/pictures"
 REFERENCE: Final = ROOT / "docs/reference/pictures"
-WIDTH: Final = 900
+HEIGHT: Final = 1600
 #: A text page needs few: the file is a quarter of what it would be with all.
 COLOURS: Final = 192
 #: A page may be over before it is taken, on a slow machine; then it is done again.
@@ -66,6 +66,7 @@ class Stage:
     Attributes:
         page: The page that is taken, opened.
         server: What serves it.
+        closing: What a pose opens is closed with it.
     """
 
     page: Page
@@ -89,6 +90,7 @@ class Picture:
         pose: Brings the page into the middle of what it does. May be called again, with the page opened anew.
         until: The last part of the page that is shown.
         app: What is served, as for `Server`.
+        width: In pixels.
         workers: How many gunicorn has.
         needs_celery: Whether there must be a Redis and a Celery worker.
     """
@@ -98,9 +100,9 @@ class Picture:
     pose: Callable[[Stage], None]
     until: str = "main > :nth-last-child(1 of :not(.behind, .visually-hidden))"
     app: str = "examples:create_app()"
+    width: int = 900
     workers: int = 1
     needs_celery: bool = False
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 def of(page: Page, name: str) -> Locator:
@@ -127,7 +129,8 @@ def metrics(stage: Stage) -> None:
     """The charts are half full."""
     line = of(stage.page, "chart-cpu").locator("path.line").first
     # The machine's own name is nobody's business.
-    of(stage.page, "machine").evaluate("node => { node.textContent = node.textContent.replace(/^[^:]*/, 'This machine'); }")
+    text = "node.textContent.replace(/^[^:]*/, 'This machine').replace(/(Linux \\d+\\.\\d+).*/, '$1')"
+    of(stage.page, "machine").evaluate(f"node => {{ node.textContent = {text}; }}")
     wait_until(lambda: (line.get_attribute("d") or "").count("L") >= 64, 90, "half a minute of samples")
 
 
@@ -225,36 +228,45 @@ def celery(stage: Stage) -> None:
 
 
 def dashboard(stage: Stage) -> None:
-    """Two workers with some hundred streams, and half a minute of events."""
+    """Two workers with some hundred streams, and half a minute of events; one channel is tailed."""
     page, server = stage.page, stage.server
-    channels = ["news", *(f"job:{number}" for number in range(1, 9)), "room/harbour", "room/gallery", "orders"]
+    channels = ["news", "orders", *(f"job:{number}" for number in range(1, 7)), "room/harbour", "room/gallery"]
+    # The first has 60 streams, and the last one.
+    paths = [f"/events/{channel}" for rank, channel in enumerate(channels, start=1) for _ in range(60 // rank**2 or 1)]
     crowd = Crowd()
-    stage.closing.callback(lambda: [crowd.leave(member) for member in crowd.members])
-    crowd.join(server, [f"/events/{channels[number * number % len(channels)]}" for number in range(240)])
+    stage.closing.callback(crowd.hang_up)
+    crowd.join(server, paths)
     done = threading.Event()
 
     def publish() -> None:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=20)
+        stage.closing.callback(connection.close)
         count = 0
-        while not done.wait(0.05 + 0.04 * math.sin(count / 40)):
+        while not done.wait(0.12 + 0.08 * math.sin(count / 30)):
             body = json.dumps({"data": {"percent": count % 100}, "event": "progress"})
-            connection.request(
-                "POST", f"/events/{channels[count % len(channels)]}", body=body, headers={"Content-Type": "application/json"}
-            )
+            path = f"/events/{channels[count % 37 % len(channels)]}"
+            connection.request("POST", path, body=body, headers={"Content-Type": "application/json"})
             connection.getresponse().read()
             count += 1
-        connection.close()
 
     thread = threading.Thread(target=publish)
     thread.start()
     stage.closing.callback(thread.join)
     stage.closing.callback(done.set)
-    chart = page.locator("[data-chart=delivered] svg path, [data-chart=delivered] svg polyline").first
-    wait_until(lambda: len(re.findall(r"[\d.]+", chart.get_attribute("d") or chart.get_attribute("points") or "")) > 80, 90, "a line")
+    page.get_by_role("button", name="Tail job:1", exact=True).click(timeout=20_000)
+    # Once a second a sample: what was before it was opened isn't known.
+    points = page.locator("[data-chart=delivered] svg path, [data-chart=delivered] svg polyline").first
+    wait_until(
+        lambda: len(re.findall(r"[\d.]+", points.get_attribute("d") or points.get_attribute("points") or "")) > 120, 120, "a line"
+    )
+    expect(of(page, "events").locator("tr").nth(5)).to_be_attached(timeout=30_000)
+    for member in crowd.members[:3]:
+        crowd.leave(member)
+    expect(of(page, "closes").locator("tr", has_text="disconnected")).to_have_count(3, timeout=20_000)
 
 
 PICTURES: Final = {
-    "index": Picture(START, "/", index, until=".card:nth-child(2)"),
+    "index": Picture(START, "/", index, until=".card:nth-child(2)", width=1040),
     **{
         example.name: Picture(
             START,
@@ -266,7 +278,13 @@ PICTURES: Final = {
         for example in EXAMPLES
     },
     "dashboard": Picture(
-        REFERENCE, "/events/-/dashboard", dashboard, until="main", app="tests.live.apps.dashboard_app:app", workers=2
+        REFERENCE,
+        "/events/-/dashboard",
+        dashboard,
+        until="main > .columns",
+        app="tests.live.apps.dashboard_app:app",
+        width=1200,
+        workers=2,
     ),
 }
 
@@ -283,14 +301,14 @@ def take(browser: Browser, name: str, directory: Path) -> bytes:
         directory: An empty one, for what its servers write.
 
     Returns:
-        A PNG file, `WIDTH` pixels wide.
+        A PNG file.
 
     Raises:
         AssertionError: The page didn't come to its pose, or never stayed there for long enough.
     """
     picture = PICTURES[name]
     with contextlib.ExitStack() as closing:
-        env = dict(picture.env) | {"TMPDIR": closing.enter_context(tempfile.TemporaryDirectory(prefix="pictures-"))}
+        env = {"TMPDIR": closing.enter_context(tempfile.TemporaryDirectory(prefix="pictures-"))}
         if picture.needs_celery:
             redis = RedisServer(directory).start()
             closing.callback(redis.close)
@@ -301,24 +319,24 @@ def take(browser: Browser, name: str, directory: Path) -> bytes:
         )
         for _ in range(ATTEMPTS):
             with contextlib.ExitStack() as posing:
-                context = browser.new_context(viewport={"width": WIDTH, "height": 1600}, color_scheme="light")
+                context = browser.new_context(viewport={"width": picture.width, "height": HEIGHT}, color_scheme="light")
                 posing.callback(context.close)
                 page = context.new_page()
                 page.goto(server.url(picture.path))
                 expect(of(page, "connection")).to_have_attribute("data-state", re.compile("idle|open"))
                 picture.pose(Stage(page, server, posing))
-                shot = page.screenshot(clip=visible(page, picture.until), animations="disabled")
+                shot = page.screenshot(clip=visible(page, picture), animations="disabled")
                 if of(page, "connection").get_attribute("data-state") == "open":
                     return reduced(shot)
         raise AssertionError(f"{name}: its stream was over each time")
 
 
-def visible(page: Page, until: str) -> Any:
+def visible(page: Page, picture: Picture) -> Any:
     """The page from its top to the end of this part, with a margin below."""
     page.evaluate("scrollTo(0, 0)")
-    box = page.locator(until).bounding_box()
-    assert box is not None, f"{until} isn't shown"
-    return {"x": 0, "y": 0, "width": WIDTH, "height": math.ceil(box["y"] + box["height"]) + 24}
+    box = page.locator(picture.until).bounding_box()
+    assert box is not None, f"{picture.until} isn't shown"
+    return {"x": 0, "y": 0, "width": picture.width, "height": min(math.ceil(box["y"] + box["height"]) + 16, HEIGHT)}
 
 
 def reduced(png: bytes) -> bytes:
@@ -360,9 +378,9 @@ def lighthouse(number: int, kind: str) -> bytes:
     draw.polygon([(520, height), (600, 540), (860, 520), (width, 600), (width, height)], fill="#2c2a2e")
     draw.polygon([(690, 540), (770, 540), (755, 250), (705, 250)], fill="#f4f1ea")
     for stripe in (300, 390, 480):
-        draw.polygon([(702 - (stripe - 250) // 20, stripe), (758 + (stripe - 250) // 20, stripe)] + [
-            (761 + (stripe - 250) // 20, stripe + 45), (699 - (stripe - 250) // 20, stripe + 45)
-        ], fill="#b23a2e")
+        lean = (stripe - 250) // 20
+        corners = [(702 - lean, stripe), (758 + lean, stripe), (761 + lean, stripe + 45), (699 - lean, stripe + 45)]
+        draw.polygon(corners, fill="#b23a2e")
     draw.rectangle((695, 238, 765, 250), fill="#2c2a2e")
     draw.rectangle((710, 195, 750, 238), fill=light)
     draw.polygon([(702, 195), (758, 195), (730, 160)], fill="#b23a2e")
@@ -382,7 +400,10 @@ def main(arguments: Sequence[str]) -> int:
     if program is None:
         sys.stderr.write("There is no Chromium on this system.\n")
         return 1
-    with sync_playwright() as playwright, contextlib.closing(playwright.chromium.launch(executable_path=program, args=ARGUMENTS)) as browser:
+    with (
+        sync_playwright() as playwright,
+        contextlib.closing(playwright.chromium.launch(executable_path=program, args=ARGUMENTS)) as browser,
+    ):
         for name in names:
             with tempfile.TemporaryDirectory(prefix="pictures-") as directory:
                 png = take(browser, name, Path(directory))
