@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import email.parser
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 PACKAGE: Final = "sseflask"
 MODULES: Final = ("pytest_sseflask.py",)
+#: The browser client's sources have a version as well.
+CLIENT: Final = "clients/js"
+CLIENT_FILES: Final = ("package.json", "package-lock.json")
 #: What the archive of the sources holds beside the package, so that it can be built.
 SOURCES: Final = ("CHANGELOG.md", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.cfg")
 #: What setuptools adds to it.
@@ -138,6 +142,13 @@ def _number(version: str) -> tuple[object, ...]:
     assert match is not None
     # A candidate comes before what it is a candidate for.
     return (int(match[1]), int(match[2]), int(match[3]), match[4] is None, match[4] or "")
+
+
+def client_faults(version: str, root: Path) -> list[str]:
+    """Where the browser client's package has another version: npm writes `1.2.3-rc.1` for `1.2.3rc1`."""
+    wanted = re.sub(r"(a|b|rc)(\d+)$", lambda match: f"-{ {'a': 'alpha', 'b': 'beta'}.get(match[1], 'rc') }.{match[2]}", version)
+    found = {name: json.loads((root / CLIENT / name).read_text(encoding="utf-8"))["version"] for name in CLIENT_FILES}
+    return [f"{CLIENT}/{name}: the version is {told}, not {wanted}" for name, told in found.items() if told != wanted]
 
 
 def package_files(root: Path) -> dict[str, bytes]:
@@ -278,6 +289,7 @@ def release_check(*, final: bool, tests: Sequence[str], keep: Path | None) -> No
     version = metadata(ROOT)["version"]
     say(f"{PACKAGE} {version}: version and changelog")
     check(version_faults(version, (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), final=final))
+    check(client_faults(version, ROOT))
     if final:
         check_tag(version)
     with tempfile.TemporaryDirectory(prefix="release-") as name:

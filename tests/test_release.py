@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.release import ROOT, copy_checkout, metadata, package_files, sdist_faults, version_faults, wheel_faults
+from tests.release import ROOT, client_faults, copy_checkout, metadata, package_files, sdist_faults, version_faults, wheel_faults
 
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
@@ -86,8 +87,19 @@ def test_the_version_and_the_changelog_agree(version: str, changelog: str, fault
         assert version_faults(version, changelog, final=True) == (faults if final_faults is None else final_faults)
 
 
+@pytest.mark.parametrize(("version", "told"), [("0.2.0", "0.2.0"), ("0.2.0rc1", "0.2.0-rc.1"), ("1.0.0b2", "1.0.0-beta.2")])
+def test_another_version_of_the_browser_client_is_found(tmp_path: Path, version: str, told: str) -> None:
+    """Both of its files have the package's version, in npm's spelling."""
+    folder = tmp_path / "clients/js"
+    folder.mkdir(parents=True)
+    for name in ("package.json", "package-lock.json"):
+        (folder / name).write_text(json.dumps({"version": "0.1.0" if name == "package.json" else told}))
+    assert client_faults(version, tmp_path) == [f"clients/js/package.json: the version is 0.1.0, not {told}"]
+
+
 def test_this_checkout_may_be_released_one_day() -> None:
-    """Its version and its changelog agree, and what builds it is what the tests' environment has."""
+    """Its version, its changelog and its browser client agree, and what builds it is what the tests' environment has."""
     assert version_faults(metadata(ROOT)["version"], (ROOT / "CHANGELOG.md").read_text(), final=False) == []
+    assert client_faults(metadata(ROOT)["version"], ROOT) == []
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert f"    {requires[0]}\n" in (ROOT / "setup.cfg").read_text()

@@ -283,7 +283,7 @@ PICTURES: Final = {
         dashboard,
         until="main > .columns",
         app="tests.live.apps.dashboard_app:app",
-        width=1200,
+        width=1360,
         workers=2,
     ),
 }
