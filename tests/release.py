@@ -65,8 +65,10 @@ LEFTOVERS: Final = shutil.ignore_patterns(
 )
 #: Tests that read the package's sources beside them, the repository, or build it: they say nothing of the wheel.
 OF_THE_CHECKOUT: Final = (
+    "tests/docs",
     "tests/test_benchmarks.py",
     "tests/test_client_js.py",
+    "tests/test_deploy.py",
     "tests/test_layers.py",
     "tests/test_logging.py",
     "tests/test_release.py",
