@@ -35,7 +35,7 @@ from tests.redis import RedisServer
 START: Final = ROOT / "docs/start/pictures"
 REFERENCE: Final = ROOT / "docs/reference/pictures"
 HEIGHT: Final = 1600
-#: A text page needs few: the file is a quarter of what it would be with all.
+#: A page of text needs few, and its file is much smaller with them.
 COLOURS: Final = 192
 #: A page may be over before it is taken, on a slow machine; then it is done again.
 ATTEMPTS: Final = 5
@@ -128,16 +128,16 @@ def counter(stage: Stage) -> None:
 def metrics(stage: Stage) -> None:
     """The charts are half full."""
     line = of(stage.page, "chart-cpu").locator("path.line").first
+    wait_until(lambda: (line.get_attribute("d") or "").count("L") >= 64, 90, "half a minute of samples")
     # The machine's own name is nobody's business.
     text = "node.textContent.replace(/^[^:]*/, 'This machine').replace(/(Linux \\d+\\.\\d+).*/, '$1')"
     of(stage.page, "machine").evaluate(f"node => {{ node.textContent = {text}; }}")
-    wait_until(lambda: (line.get_attribute("d") or "").count("L") >= 64, 90, "half a minute of samples")
 
 
 def progress(stage: Stage) -> None:
     """More than half of the bytes are hashed."""
     page = stage.page
-    # Where this machine keeps its files is nobody's business either.
+    # Where this machine keeps its files is nobody's business.
     page.locator(".choice .path").evaluate_all(
         "nodes => nodes.forEach((node) => { node.textContent = node.textContent.replace(/.*(?=\\/lib\\/|\\/sseflask)/, '…'); })"
     )
