@@ -12,13 +12,13 @@ from tests.browser import pictures
 
 
 def test_a_picture_is_taken_from_the_running_page(chromium: Browser, tmp_path: Path) -> None:
-    """The picture of the images example shows the page from its top to its last tile, in few colours."""
-    png = pictures.take(chromium, "images", tmp_path)
+    """The picture of the board shows it from its top to the facts below the columns, in few colours."""
+    png = pictures.take(chromium, "board", tmp_path)
     image = Image.open(io.BytesIO(png))
     assert image.format == "PNG" and image.mode == "P"
-    assert image.width == pictures.PICTURES["images"].width
-    assert 800 < image.height < pictures.HEIGHT
-    # The tiles have the drawings' own colours: they have been uploaded, developed and loaded.
-    colours = {tuple(colour) for _, colour in image.convert("RGB").getcolors(1000) or []}
-    assert len(colours) > 100
-    assert len(png) < 80_000
+    assert image.width == pictures.PICTURES["board"].width
+    assert 600 < image.height < 900
+    # All of it is painted: the head's ground, the page's, and the columns'.
+    grounds = [image.convert("RGB").getpixel(place) for place in ((5, 5), (5, image.height - 5), (30, 280))]
+    assert len(set(grounds)) == 3
+    assert len(png) < 60_000
