@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def sse_server(request: pytest.FixtureRequest) -> Iterator[SSEServer]:
-    """A real server on a free port that serves what the fixture `app` gives; see `sseflask.testing.SSEServer`."""
+    """A real server on a free port that serves what the fixture `app` gives; it stops when the test is over.
+
+    Yields:
+        A started `sseflask.testing.SSEServer`.
+    """
     from flask import Flask
 
     from sseflask.testing import SSEServer
@@ -30,7 +34,11 @@ def sse_server(request: pytest.FixtureRequest) -> Iterator[SSEServer]:
 
 @pytest.fixture
 def sse_clock() -> Iterator[FakeClock]:
-    """The time of keepalives, deadlines and histories, which moves on when told to; see `sseflask.testing.FakeClock`."""
+    """The time of keepalives, deadlines and histories, which moves on when told to.
+
+    Yields:
+        A `sseflask.testing.FakeClock` that is in place, until the test is over.
+    """
     from sseflask.testing import FakeClock
 
     with FakeClock() as clock:

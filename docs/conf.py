@@ -19,21 +19,32 @@ release = version = _setup["metadata"]["version"]
 extensions = [
     "myst_parser",
     "pallets_sphinx_themes",
+    "directives.floors",
+    "directives.api",
     "sphinx.ext.autodoc",
     "sphinx.ext.graphviz",
     "sphinx.ext.napoleon",
+    "directives.states",
 ]
 # The theme brings domains for other projects, which MyST can't search.
 suppress_warnings = ["myst.domains"]
 exclude_patterns = ["_build"]
 nitpicky = True
+# Types of others: the site is built without asking their sites where they stand.
+nitpick_ignore_regex = [("py:.*", r"(?!sseflask).*|sseflask\.tally\.Latency")]
+# A single backtick in a docstring.
+default_role = "api"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+autoclass_content = "both"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
+autodoc_mock_imports = ["pytest"]  # it would wrap the fixtures
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
+python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 graphviz_output_format = "svg"
 

@@ -87,7 +87,7 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
 
 
 class Channel:
-    """A handle for one channel, with the names of its events.
+    """A handle for one channel, with the names of its events; made by `SSE.channel`.
 
     Attributes:
         name: The channel's.
@@ -103,6 +103,16 @@ class Channel:
         end_event: str,
         history: int | None,
     ) -> None:
+        """Stores what it needs.
+
+        Args:
+            name: The channel's, checked.
+            broker: Gives the app's broker in this process.
+            publish: Publishes an event to a channel by name.
+            event: The name of the events that it publishes; None for none.
+            end_event: The name of the event that ends it.
+            history: Events that it keeps; None for the app's setting.
+        """
         self.name = name
         self._broker = broker
         self._publish = publish
@@ -114,10 +124,22 @@ class Channel:
         return f"<Channel {self.name!r}>"
 
     def publish(self, data: Any, *, event: str | None = None, id: str | None = None, token: str | None = None) -> str:
-        """Publishes an event, under the channel's event name unless another is given; see `SSE.publish`.
+        """Publishes an event, under the channel's event name unless another is given. Returns when the broker has it.
+
+        Args:
+            data: As for `SSE.publish`.
+            event: The event's name; None for the channel's.
+            id: As for `SSE.publish`.
+            token: As for `SSE.publish`.
 
         Returns:
             The event's id.
+
+        Raises:
+            InvalidEvent: The event can't be written, or has no data or an id of sseflask's form.
+            EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
+            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has: `outcome` says which.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         named = to_event(data, event=event or self._event, id=id)
         return self._publish(self.name, named, token=token, history=self._history)
@@ -129,7 +151,7 @@ class Channel:
         again begins anew, for those who subscribe then.
 
         Args:
-            data: What the end event carries.
+            data: What the end event carries; None for an empty text.
             token: As for `SSE.publish`.
 
         Returns:
@@ -137,12 +159,27 @@ class Channel:
 
         Raises:
             InvalidEvent: The data can't be written.
+            EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
+            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has: `outcome` says which.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         event = ServerSentEvent("" if data is None else data, event=self._end_event)
         return self._publish(self.name, event, token=token, history=self._history, is_end=True)
 
     def on(self, listener: Listener) -> Listener:
-        """Calls `listener` in this process with each event of the channel; also a decorator."""
+        """Calls a function in this process with each event of the channel; also a decorator.
+
+        Args:
+            listener: A function of one `ServerSentEvent`; see `SSE.on`.
+
+        Returns:
+            The listener.
+
+        Raises:
+            TypeError: It can't be called.
+            BrokerUnavailable: Other processes serve the app too, and nothing joins them.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
         return self._broker().emitter.on(self.name, listener)
 
     @property
@@ -151,5 +188,6 @@ class Channel:
 
         Raises:
             BrokerUnavailable: The others' can't be known now.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         return self._broker().count(self.name)

@@ -11,6 +11,8 @@ from typing import Any, Final
 from .errors import InvalidSetting
 from .event import MAX_RETRY_MS
 
+__all__ = ["Settings", "StreamOptions"]
+
 Check = Callable[[str, Any], Any]
 
 #: Seconds that a resumable generator goes on when its last client has left, unless its view says otherwise.
@@ -231,7 +233,14 @@ class Settings:
 
     @classmethod
     def check(cls, name: str, value: Any) -> Any:
-        """A value for the setting `name` (without its prefix), checked.
+        """Checks a value for one setting.
+
+        Args:
+            name: The setting's, in lower case and without its prefix.
+            value: What it is to be.
+
+        Returns:
+            The value, as `Settings` keeps it.
 
         Raises:
             InvalidSetting: It can't have this value.
@@ -326,7 +335,14 @@ class StreamOptions:
             raise InvalidSetting("g", self.g, 'a tuple of names, such as ("user",)')
 
     def resolved(self, settings: Settings) -> StreamOptions:
-        """These options, with the app's settings where none was given."""
+        """Fills in what wasn't given.
+
+        Args:
+            settings: The app's.
+
+        Returns:
+            These options, with the app's settings where none was given.
+        """
         if self._last is not None and self._last[0] is settings:
             return self._last[1]
         options = dataclasses.replace(

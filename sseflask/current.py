@@ -26,7 +26,8 @@ def active_stream() -> Stream:
         raise NoActiveStream("this works only inside the generator of an event stream") from None
 
 
-#: The stream whose generator runs here; false where there is none.
+#: The `Stream` whose generator runs here, from however deep it is used. Where there is none it is false, and using its attributes
+#: raises `NoActiveStream`.
 current_stream: Stream = LocalProxy(active_stream)  # type: ignore[assignment]
 
 
@@ -43,7 +44,7 @@ def heartbeat(seconds: float = 10) -> bool:
         seconds: Above 0, and at most the stream's time-out.
 
     Returns:
-        False, with nothing changed, when the stream has no time-out, or `seconds` isn't in those bounds.
+        Whether it was put off; False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
 
     Raises:
         NoActiveStream: It isn't called from inside a stream's generator.

@@ -32,12 +32,15 @@ class EventDecoder:
     Attributes:
         last_event_id: The id to reconnect with, `""` where there is none. May be set before a stream's first `feed`, to go on
             from a position.
-        retry: The reconnection time that the stream last asked for, in milliseconds, `MAX_RETRY_MS` where it asked for more;
+        retry: The reconnection time that the stream last asked for, in milliseconds, `2**31 - 1` where it asked for more;
             `None` where it never did.
         dropped: How many events were dropped because they exceeded `max_event_bytes`.
 
     Raises:
         InvalidSetting: `max_event_bytes` isn't a positive `int`.
+
+    Source:
+        WHATWG HTML 9.2.5 and 9.2.6.
     """
 
     def __init__(self, *, max_event_bytes: int = DEFAULT_MAX_EVENT_BYTES) -> None:
@@ -50,7 +53,7 @@ class EventDecoder:
         self.reset()
 
     def reset(self) -> None:
-        """Start on a new stream, after a reconnect: forget the unfinished event, keep `last_event_id`, `retry` and `dropped`."""
+        """Starts on a new stream, after a reconnect: forgets the unfinished event, keeps `last_event_id`, `retry` and `dropped`."""
         # The bytes of a BOM that the stream begins with so far; None once it is known whether there is one.
         self._bom_so_far: bytes | None = b""
         self._after_cr = False
@@ -64,12 +67,15 @@ class EventDecoder:
         return self._size + len(self._line)
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Take the next bytes of the stream and return the events that they complete.
+        """Takes the next bytes of the stream.
 
         The time is linear in the bytes fed, however they are cut.
 
         Args:
             data: Any number of bytes, none too.
+
+        Returns:
+            The events that they complete, in order; often none.
         """
         if self._bom_so_far is not None:
             data = self._without_bom(self._bom_so_far + data)

@@ -63,6 +63,10 @@ class ChannelSink:
         """Takes nothing."""
         return True
 
+    def hold(self, data: bytes) -> bool:
+        """Takes nothing."""
+        return True
+
     def wait(self) -> None:
         """Doesn't wait."""
 
@@ -267,7 +271,7 @@ class DetachedStream(Stream):
 
     # The rest is its own.
 
-    def _write_item(self, item: Any, *, waits: bool = True) -> None:
+    def _write_item(self, item: Any, *, waits: bool = True, joins: bool = False) -> None:
         event = without_id(to_event(item))
         if event.data is None:
             # A comment, or a reconnection time: no event, for nobody could come back to it.

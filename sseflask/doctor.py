@@ -43,8 +43,11 @@ SHORTEST_LIMIT: Final = 29.0
 #: Seconds of silence after which these cut, unless they are told otherwise.
 IDLE_LIMITS: Final = (
     (29.0, "AWS API Gateway"),
-    (60.0, "nginx, HAProxy, AWS ALB and Google Cloud Run"),
+    (30.0, "AWS CloudFront and Azure Front Door"),
+    (55.0, "Heroku"),
+    (60.0, "nginx, HAProxy and AWS ALB"),
     (100.0, "Cloudflare"),
+    (120.0, "Cloudflare"),
 )
 #: How far from a known limit a silence may be that is put down to it, in seconds.
 LIMIT_TOLERANCE: Final = 2.0
@@ -371,7 +374,8 @@ def _end(seen: Observation, proxy: str) -> Finding:
                 "warn", "end", f"it ended after {seen.watched:.1f} s, without an event; a browser comes back, again and again"
             )
         return Finding("ok", "end", f"it ended after {seen.watched:.1f} s; a browser comes back")
-    known = next((who for limit, who in IDLE_LIMITS if abs(last - limit) <= LIMIT_TOLERANCE), "")
+    limit, known = min(IDLE_LIMITS, key=lambda known: abs(last - known[0]))
+    known = known if abs(last - limit) <= LIMIT_TOLERANCE else ""
     text = f"{how} after {seen.watched:.1f} s, {last:.1f} s of them silent{f', as by {known}' if known else ''}"
     # Caddy ends a response of which it had to wait too long as if it were whole; and so does an app that has no more to say.
     return Finding("fail" if seen.ending == "cut" else "warn", "idle", text, _remedy("idle", proxy))

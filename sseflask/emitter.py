@@ -83,7 +83,7 @@ class EventEmitter:
     while one runs, events that others emit wait for their turn, and the emitting call returns. What a listener raises is logged and
     stops nobody else.
 
-    A channel exists from its first use until nobody listens to it any more and its history has expired.
+    An app's is `SSE.emitter`. A channel exists from its first use until nobody listens to it any more and its history has expired.
 
     Attributes:
         lock: Guards it, and the log beside it: unpatched, held for moments.
@@ -108,15 +108,38 @@ class EventEmitter:
         self._is_flushing = False
 
     def on(self, channel: str, listener: Listener) -> Listener:
-        """Calls `listener` with each event of the channel from now on. Returns it."""
+        """Calls a function with each event of the channel from now on.
+
+        Args:
+            channel: The channel's name.
+            listener: A function of one `ServerSentEvent`.
+
+        Returns:
+            The listener.
+
+        Raises:
+            TypeError: It can't be called.
+        """
         return self._add(channel, listener, once=False)
 
     def once(self, channel: str, listener: Listener) -> Listener:
-        """Calls `listener` with the next event of the channel, and never again. Returns it."""
+        """Calls a function with the next event of the channel, and never again; see `EventEmitter.on`.
+
+        Returns:
+            The listener.
+        """
         return self._add(channel, listener, once=True)
 
     def off(self, channel: str, listener: Listener) -> bool:
-        """Calls `listener` no more. Returns whether it was listening to the channel; each call takes back one `on` or `once`."""
+        """Calls a function no more; each call takes back one `on` or `once`.
+
+        Args:
+            channel: The channel's name.
+            listener: The function.
+
+        Returns:
+            Whether it was listening to the channel.
+        """
         with self.lock:
             found = self._channels.get(channel)
             for index, (other, _) in enumerate(found.listeners if found is not None else ()):
@@ -128,13 +151,25 @@ class EventEmitter:
         return False
 
     def emit(self, channel: str, event: ServerSentEvent) -> None:
-        """Calls the channel's listeners in this process; `sse.publish` is what reaches clients, and these."""
+        """Calls the channel's listeners in this process; `SSE.publish` is what reaches clients, and these.
+
+        Args:
+            channel: The channel's name.
+            event: What they are called with.
+        """
         with self.lock:
             self.enqueue(channel, lambda: event)
         self.flush()
 
     def listeners(self, channel: str) -> list[Listener]:
-        """The functions that listen to a channel, in the order in which they are called."""
+        """The functions that listen to a channel.
+
+        Args:
+            channel: The channel's name.
+
+        Returns:
+            The functions, in the order in which they are called.
+        """
         found = self._channels.get(channel)
         return [listener for listener, _ in found.listeners] if found is not None else []
 
@@ -146,11 +181,26 @@ class EventEmitter:
     # What brokers and streams use.
 
     def find(self, channel: str) -> Channel | None:
-        """Who listens to a channel; None if nobody does."""
+        """Who listens to a channel.
+
+        Args:
+            channel: The channel's name.
+
+        Returns:
+            Its listeners and streams; None if there are none.
+        """
         return self._channels.get(channel)
 
     def subscribe(self, channel: str, subscriber: Subscriber) -> bool:
-        """Adds a stream; called under the lock. Returns whether it is the channel's first."""
+        """Adds a stream; called under the lock.
+
+        Args:
+            channel: The channel's name.
+            subscriber: The stream.
+
+        Returns:
+            Whether it is the channel's first.
+        """
         found = self._channels.get(channel)
         if found is None:
             found = self._channels[channel] = Channel(channel)
@@ -162,7 +212,15 @@ class EventEmitter:
         return is_first
 
     def unsubscribe(self, channel: str, subscriber: Subscriber) -> bool:
-        """Removes a stream; called under the lock. Returns whether it was the channel's last."""
+        """Removes a stream; called under the lock.
+
+        Args:
+            channel: The channel's name.
+            subscriber: The stream.
+
+        Returns:
+            Whether it was the channel's last.
+        """
         found = self._channels.get(channel)
         if found is None or subscriber not in found.subscribers:
             return False
@@ -185,7 +243,12 @@ class EventEmitter:
         return {name: len(found.subscribers) for name, found in self._channels.items() if found.subscribers}
 
     def enqueue(self, channel: str, make_event: Callable[[], ServerSentEvent]) -> None:
-        """Puts an event in line for the listeners; called under the lock, in the order of the log. `flush` follows outside it."""
+        """Puts an event in line for the listeners; called under the lock, in the order of the log. `flush` follows outside it.
+
+        Args:
+            channel: The channel's name.
+            make_event: Gives the event; called only if the channel has listeners.
+        """
         found = self._channels.get(channel)
         if found is not None and found.listeners:
             self._queue.append((channel, make_event()))

@@ -76,7 +76,7 @@ class BrokerUnavailable(SSEError):
 
     Attributes:
         problem: Why.
-        outcome: `"not_published"`, or `"unknown"` where the event may have been stored: publish it again with the same token.
+        outcome: `"not_published"`, or `"unknown"` where the event may have been stored: publish it again with the same `token`.
     """
 
     def __init__(self, problem: str, *, outcome: str = "not_published") -> None:
@@ -183,10 +183,10 @@ class StreamClosed(BaseException):
 
 
 class StreamTimeout(StreamClosed):
-    """The stream's deadline has passed without a `heartbeat` that extended it.
+    """The stream's deadline has passed without a `heartbeat` that extended it; its `reason` is `"timeout"`.
 
     Attributes:
-        timeout: The stream's time-out in seconds.
+        timeout: The stream's time-out, in seconds.
     """
 
     def __init__(self, timeout: float) -> None:

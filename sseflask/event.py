@@ -50,7 +50,7 @@ class ServerSentEvent:
             an event can carry only an id, a retry or a comment. Empty data is `""`, JSON null `"null"`.
         event: The event's name, one line without NUL. `""` is no name, as in the standard.
         id: What a client that reconnects sends as `Last-Event-ID`, one line without NUL. `""` makes the client forget its position.
-        retry: How long a client waits before it reconnects, in milliseconds: 0 to `MAX_RETRY_MS`.
+        retry: How long a client waits before it reconnects, in milliseconds: 0 to `2**31 - 1` (24.8 days).
         comment: Text that clients ignore, of any number of lines.
 
     Attributes:
@@ -62,7 +62,10 @@ class ServerSentEvent:
 
     Raises:
         InvalidEvent: A field has the wrong type, can't be encoded as UTF-8 or JSON, or would break its line; or there is a name
-            and no data, or nothing at all, which clients never dispatch (WHATWG HTML 9.2.6).
+            and no data, or nothing at all, which clients never dispatch.
+
+    Source:
+        WHATWG HTML 9.2.5 (the format) and 9.2.6 (what clients make of it).
     """
 
     data: str | None
@@ -99,9 +102,14 @@ class ServerSentEvent:
         return f"ServerSentEvent({', '.join(fields)})"
 
     def encode(self) -> bytes:
-        """Return the event's bytes: `field: value` lines, LF line ends, a blank line last (WHATWG HTML 9.2.5).
+        """Writes the event as a stream carries it.
 
-        A comment alone gets no blank line: it needs none, and some clients dispatch an empty event for each one they see.
+        Returns:
+            Lines of a field and its value with LF line ends, and a blank line last. A comment alone gets no blank line, which
+            some clients would take for an empty event.
+
+        Source:
+            WHATWG HTML 9.2.5.
         """
         block = ""
         if self.comment is not None:
@@ -157,6 +165,9 @@ def encode_item(item: object) -> bytes:
     Raises:
         InvalidEvent: The item can't be written, see `ServerSentEvent`.
     """
+    if type(item) is str and "\n" not in item and "\r" not in item and item.isascii():
+        # A model's token, most often.
+        return f"data: {item}\n\n".encode()
     if isinstance(item, ServerSentEvent):
         return item.encode()
     return f"{_field_lines('data', _data_text(item))}\n".encode()

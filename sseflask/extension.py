@@ -166,18 +166,27 @@ class SSE(Blueprint):
     It holds no app and no state of one: the same object serves several, and app factories. Register it as a Blueprint, last, so
     that its routes and settings are installed: `app.register_blueprint(sse, url_prefix="/events")`. `SSE(app)` and `init_app`
     install it without routes.
+
+    Where a method says "the app", that is the current one; outside any app context the only one that has this extension.
+
+    Attributes:
+        find_authorization: The rule that `authorize` has decorated; None before that.
+        find_client_key: The function that `client_key` has decorated; None before that.
+        listeners: What `on` has decorated, each function with its channel's name before it.
     """
 
     def __init__(self, app: Flask | None = None, *, name: str = "sse", **options: Any) -> None:
         """Makes the extension.
 
         Args:
-            app: An app to install it on at once, without routes.
-            name: The Blueprint's name, for endpoints.
+            app: An app to install it on at once, without routes; None for none yet.
+            name: The Blueprint's name, which its endpoints begin with.
             options: What `flask.Blueprint` takes besides.
 
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
+            AlreadyInstalled: The app has another `SSE`.
+            ValueError: A Blueprint can't have this name.
         """
         super().__init__(name, __name__, **options)
         self.find_authorization: Authorize | None = None
@@ -190,6 +199,10 @@ class SSE(Blueprint):
 
     def register(self, app: App, options: dict[str, Any]) -> None:
         """Registers the routes and installs the extension; `app.register_blueprint` calls it.
+
+        Args:
+            app: One whose configuration is complete: the settings are read here, once.
+            options: Those of `app.register_blueprint`; `url_prefix` is required, there or in the constructor.
 
         Raises:
             InvalidSetting: There is no `url_prefix`, or the app's configuration has a wrong value.
@@ -228,7 +241,18 @@ class SSE(Blueprint):
             raise AlreadyInstalled(f"{app!r} has an SSE already: one object serves all its streams, use that one")
 
     def answer_root(self) -> Any:
-        """What `GET` of the prefix answers: the channels of `?channel=`, to who may subscribe to all of them."""
+        """What `GET` of the prefix answers: the channels of `?channel=`, to who may subscribe to all of them.
+
+        Returns:
+            A streaming response; 204 for a client that comes back to what has ended.
+
+        Raises:
+            auth.Refused: The request may not.
+            InvalidChannel: A channel can't have this name.
+            InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
+            BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
+            RuntimeError: A token was presented, and the app has no secret key.
+        """
         return views.subscribe(self, request.args.getlist("channel"))
 
     @overload
@@ -274,10 +298,14 @@ class SSE(Blueprint):
 
         Args:
             view: A generator function, or a function that returns an iterator.
-            keepalive: Seconds of silence after which a keepalive comment is written.
-            timeout: Seconds that the stream may live without `heartbeat`; None for no limit.
-            retry: Milliseconds that the client waits before it reconnects; None says nothing.
-            max_age: Seconds after which the stream ends cleanly, so that its client reconnects; None for no limit.
+            keepalive: Seconds of silence after which a keepalive comment is written, above 0; unless given,
+                `SSE_KEEPALIVE_INTERVAL`.
+            timeout: Seconds that the stream may live without `heartbeat`, above 0; None for no limit; unless given,
+                `SSE_STREAM_TIMEOUT`.
+            retry: Milliseconds that the client waits before it reconnects, 0 to `2**31 - 1`; None says nothing; unless given,
+                `SSE_RETRY`.
+            max_age: Seconds after which the stream ends cleanly, so that its client reconnects, above 0; None for no limit; unless
+                given, `SSE_MAX_AGE`.
             lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
                 and ends with a `complete` event (the generator's return value is its `result`) or an error event. A client that
                 comes back after that gets 204, which stops a browser's EventSource.
@@ -289,7 +317,11 @@ class SSE(Blueprint):
                 asks with the last event's id, goes on after that event, on any worker, and the generator isn't run again. Its
                 events' ids are ours. All that it yields is kept until the history's seconds after its end, `SSE_RUN_BYTES` at the
                 most.
-            detach_grace: Seconds that a resumable generator goes on when its last client has left; then it is cancelled.
+            detach_grace: Seconds that a resumable generator goes on when its last client has left, at least 0; then it is
+                cancelled.
+
+        Returns:
+            The view, which answers with an `EventSourceResponse`; called without a view, the decorator.
 
         Raises:
             InvalidSetting: An option has a value that it can't have.
@@ -328,21 +360,23 @@ class SSE(Blueprint):
         Works in views, background greenlets and native threads, and outside any app context when one app has this extension.
 
         Args:
-            data: A `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
-            event: The event's name.
+            data: A `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express. A `ServerSentEvent` keeps what it
+                brings of the fields below.
+            event: The event's name, one line; None for none, which browsers call `message`.
             type: The same, as Flask-SSE has it.
             id: An id of your own, 1 to 256 bytes; without one the event gets the broker's, by which clients resume exactly.
-            retry: Milliseconds that clients wait before they reconnect.
+            retry: Milliseconds that clients wait before they reconnect, 0 to `2**31 - 1`; None says nothing.
             channel: The channel's name, 1 to 200 bytes.
             token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
 
         Returns:
-            The event's id.
+            The event's id; for a token that is known, that of the first event.
 
         Raises:
-            InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidEvent: The event can't be written, has no data or an id of sseflask's form, or `event` and `type` differ.
+            EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
             InvalidChannel: The channel can't have this name.
-            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
+            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has: `outcome` says which.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         if type is not None:
@@ -357,12 +391,16 @@ class SSE(Blueprint):
             name: The channel's name, 1 to 200 bytes.
             event: The name of the events that it publishes, unless they bring their own.
             end_event: The name of the event that ends it; `SSE_END_EVENT` without one.
-            history: Events that it keeps, at least 8; `SSE_HISTORY` without it.
+            history: Events that it keeps for clients that come back, at least 8; `SSE_HISTORY` without it.
+
+        Returns:
+            The handle; nothing is sent or stored by making it.
 
         Raises:
             InvalidChannel: The channel can't have this name.
             InvalidEvent: An event can't have this name.
             InvalidSetting: `history` is no such number.
+            RuntimeError: There is no `end_event`, no app context, and not exactly one app has this extension.
         """
         for field in (event, end_event):
             if field is not None:
@@ -375,7 +413,15 @@ class SSE(Blueprint):
         )
 
     def on(self, channel: str) -> Callable[[Listener], Listener]:
-        """Decorates a listener: it is called in this process with each event of the channel, in order, by who publishes it.
+        """Decorates a listener: it is called in this process with each event of the channel, in order.
+
+        It runs where the event is published, or where it arrives from the broker; what it raises is logged.
+
+        Args:
+            channel: The channel's name, 1 to 200 bytes.
+
+        Returns:
+            The decorator, which takes a function of one `ServerSentEvent` and returns it.
 
         Raises:
             InvalidChannel: The channel can't have this name.
@@ -394,18 +440,31 @@ class SSE(Blueprint):
 
     @property
     def emitter(self) -> EventEmitter:
-        """The registry of this process's channels, of the current app or the only one."""
+        """The registry of the app's channels in this process.
+
+        Raises:
+            BrokerUnavailable: Other processes serve the app too, and nothing joins them.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
         return self.installation.broker.emitter
 
     @property
     def installation(self) -> Installation:
-        """What the current app, or the only one, has of this extension."""
+        """What the app has of this extension: its settings, and its broker in this process.
+
+        Raises:
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
         installed: Installation = self._app().extensions[KEY]
         return installed
 
     @property
     def settings(self) -> Settings:
-        """The settings of the current app, or of the only one."""
+        """The settings of the app, as they were when the extension was installed.
+
+        Raises:
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
         return self.installation.settings
 
     def subscribe(
@@ -425,15 +484,15 @@ class SSE(Blueprint):
         missed, or a reset event that says that something is gone.
 
         Args:
-            channels: Their names.
+            channels: Their names, 1 to 200 bytes each; one that is named twice counts once.
             snapshot: Called when the position is taken, with it if it takes an argument; the events that it gives (one, or several)
                 come first. What is published meanwhile follows, so it may repeat what they show. It runs again after a reset.
             filter: Called with each event; the client gets those for which it is true. It must not wait.
-            event: The name, or names, of the events that the client gets; `"message"` stands for events without one.
-            keepalive: Seconds of silence after which a keepalive comment is written.
-            timeout: Seconds that the stream may live; None for no limit.
-            retry: Milliseconds that the client waits before it reconnects.
-            max_age: Seconds after which the stream ends cleanly, so that its client reconnects.
+            event: The name, or names, of the events that the client gets; `"message"` stands for events without one. None for all.
+            keepalive: As for `stream`.
+            timeout: Seconds that the stream may live, above 0; None for no limit; unless given, `SSE_STREAM_TIMEOUT`.
+            retry: As for `stream`.
+            max_age: As for `stream`.
 
         Returns:
             The response; 204 for a client that comes back to what has ended.
@@ -442,6 +501,9 @@ class SSE(Blueprint):
             InvalidChannel: A channel can't have this name.
             InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
             InvalidSetting: An option has a value that it can't have.
+            InvalidEvent: An event of the snapshot can't be written. What else the snapshot raises, it raises here.
+            BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         names = tuple(dict.fromkeys(checked_name(channel) for channel in channels))
         events = None if event is None else frozenset([event] if isinstance(event, str) else event)
@@ -460,7 +522,25 @@ class SSE(Blueprint):
         options: StreamOptions | None = None,
         expires_in: float | None = None,
     ) -> Response:
-        """What `subscribe` and the routes have in common: names that are checked, and a token's end."""
+        """What `subscribe` and the routes have in common: names that are checked, and a token's end.
+
+        Args:
+            channels: The channels' names, checked, each once.
+            snapshot: As for `subscribe`.
+            filter: As for `subscribe`.
+            events: Names of the events that the client gets; None for all.
+            options: The stream's; None for the app's settings.
+            expires_in: Seconds until the stream ends because its token expires; None for never.
+
+        Returns:
+            As `subscribe`.
+
+        Raises:
+            InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
+            InvalidEvent: An event of the snapshot can't be written.
+            BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
         installation = self.installation
         self.check_count(channels)
         if has_request_context() and is_final_id(last_event_id()):
@@ -495,6 +575,7 @@ class SSE(Blueprint):
             InvalidSubscription: Neither was given.
             InvalidChannel: The channel can't have this name.
             BrokerUnavailable: The other processes can't be told now.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         if client_key is None and channel is None:
             raise InvalidSubscription("name the client (client_key=) or the channel (channel=) whose streams are to end")
@@ -513,7 +594,7 @@ class SSE(Blueprint):
         Args:
             target: A generator function, or any function.
             args: What it is called with.
-            channel: The channel of the task's events. Without one the task has its own, which ends with it.
+            channel: The name of the channel of the task's events. Without one the task has its own, which ends with it.
             kwargs: What it is called with besides.
 
         Returns:
@@ -529,10 +610,17 @@ class SSE(Blueprint):
         return self.installation.tasks.start(self._app(), target, args, kwargs, channel=name)
 
     def task(self, task_id: str) -> Task | None:
-        """A task, wherever it runs; None if there is none of this id, or it ended so long ago that nobody remembers it.
+        """A task, wherever it runs.
+
+        Args:
+            task_id: The task's id.
+
+        Returns:
+            The task; None if there is none of this id, or it ended so long ago (a day) that nobody remembers it.
 
         Raises:
             BrokerUnavailable: The broker can't be asked now.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         return self.installation.tasks.find(task_id)
 
@@ -549,10 +637,10 @@ class SSE(Blueprint):
 
         Args:
             task_id: The task's id.
-            keepalive: As for `subscribe`.
+            keepalive: As for `stream`.
             timeout: As for `subscribe`.
-            retry: As for `subscribe`.
-            max_age: As for `subscribe`.
+            retry: As for `stream`.
+            max_age: As for `stream`.
 
         Returns:
             The response; 204 for a client that comes back to a task that has ended, and for one that ended longer ago than its
@@ -561,7 +649,8 @@ class SSE(Blueprint):
         Raises:
             UnknownTask: There is no such task; unless the app handles it, the client gets 404 in JSON.
             InvalidSetting: An option has a value that it can't have.
-            BrokerUnavailable: The broker can't be asked now.
+            BrokerUnavailable: The broker can't be asked now, and `SSE_REFUSE` is `"status"`.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
         installation = self.installation
@@ -582,24 +671,33 @@ class SSE(Blueprint):
             run_id: The id of one of its events, what stands before its dash, or a task's id.
 
         Returns:
-            Whether there was anything to ask: False if it has ended, or isn't known.
+            Whether there was anything to ask; False if it has ended, or isn't known.
 
         Raises:
             BrokerUnavailable: It can't be asked now.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         return self.installation.tasks.cancel(runs.run_of(run_id))
 
     def each(
         self, items: Iterable[T], process: Callable[[T], Any], event: str = "content", *, key: Callable[[T], object] | None = None
     ) -> Iterator[ServerSentEvent]:
-        """Yields an event for each item, going on where one fails; see `sseflask.each`."""
+        """Yields an event for each item, going on where one fails; see `sseflask.each`.
+
+        Returns:
+            The events.
+        """
         return progress.each(items, process, event, key=key)
 
     def check_count(self, channels: tuple[str, ...]) -> None:
         """Checks that a subscription to so many channels can be had.
 
+        Args:
+            channels: The channels' names.
+
         Raises:
             InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         if not channels:
             raise InvalidSubscription("name a channel: subscribe(NAME), or ?channel=NAME, once for each, or in the path")
@@ -610,17 +708,33 @@ class SSE(Blueprint):
     # Who may.
 
     def authorize(self, rule: Authorize) -> Authorize:
-        """Decorates the app's rule for the blueprint's routes: `(action, channel) -> bool`.
+        """Decorates the app's rule for the blueprint's routes; a second one takes its place.
 
-        It is called in the request's context; actions are `"subscribe"`, `"publish"` and `"inspect"`, for metrics and statistics,
-        whose channel is `"*"`. Without one, only the
-        channels of `SSE_PUBLIC_CHANNELS` can be subscribed to, and nothing can be published, but with a token.
+        Without one, only the channels of `SSE_PUBLIC_CHANNELS` can be subscribed to, and nothing can be published, but with a
+        token. Views that call `subscribe` or `publish` themselves are asked nothing.
+
+        Args:
+            rule: `(action, channel) -> bool`, called in the request's context. Actions are `"subscribe"`, `"publish"`, and, with
+                the channel `"*"`, `"inspect"` for metrics and statistics.
+
+        Returns:
+            The rule.
         """
         self.find_authorization = rule
         return rule
 
     def client_key(self, find: Callable[[], object]) -> Callable[[], object]:
-        """Decorates a function that says who the client of the current request is, for `SSE_MAX_STREAMS_PER_CLIENT`."""
+        """Decorates a function that says who the client of the current request is, for `SSE_MAX_STREAMS_PER_CLIENT`.
+
+        It is also what `disconnect` names clients by, and whom a resumable stream belongs to.
+
+        Args:
+            find: Takes no argument; what it returns counts as text. None, or anything else that is false, for a client that isn't
+                known: it isn't limited.
+
+        Returns:
+            The function.
+        """
         self.find_client_key = find
         return find
 
@@ -631,14 +745,18 @@ class SSE(Blueprint):
         with the error event `token_expired`.
 
         Args:
-            channels: Their names.
+            channels: Their names; none is a pattern.
             action: `"subscribe"`, `"publish"`, or, for the channel `"*"`, `"inspect"`.
             expires_in: Seconds for which it counts; above 0.
 
+        Returns:
+            The token, as text that a URL can have as it is.
+
         Raises:
             InvalidSubscription: No channel was given.
+            InvalidChannel: A channel can't have this name.
             InvalidSetting: There is no such action, or the time isn't above 0.
-            RuntimeError: The app has no secret key.
+            RuntimeError: The app has no secret key; or there is no app context, and not exactly one app has this extension.
         """
         if not channels:
             raise InvalidSubscription("name the channels that the token is for")
@@ -668,10 +786,13 @@ class SSE(Blueprint):
         """What this process has open and has counted.
 
         Returns:
-            `streams`, `streams_opened`, `streams_closed` by reason, `streams_refused`, `streams_stuck`, `events_sent`,
-            `bytes_sent`, `events_replayed`, `keepalives`, `resets`, `slow_clients`, `draining`, `lag_seconds` and
-            `max_lag_seconds` (how late this process's timer woke), all of the process; `channels`, `subscriptions` and
-            `events_published` of the current app, or the only one.
+            `streams`, `streams_opened`, `streams_closed` by `CloseReason`, `streams_refused`, `streams_stuck`, `events_sent`,
+            `bytes_sent`, `detached` (tasks and resumable runs that it works on), `events_replayed`, `events_refused`,
+            `keepalives`, `resets`, `slow_clients`, `draining`, `lag_seconds` and `max_lag_seconds` (how late this process's timer
+            woke), all of the process; `channels`, `subscriptions` and `events_published` of the app.
+
+        Raises:
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         broker = self.installation.broker_in_use
         found = [broker.emitter.find(name) for name in broker.emitter.channels()] if broker is not None else []

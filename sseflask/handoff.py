@@ -87,6 +87,10 @@ class Handoff:
         """Adds frames that many clients get."""
         return self.write(batch.data)
 
+    def hold(self, data: bytes) -> bool:
+        """Adds frames: the server takes all that there are at once."""
+        return self.write(data)
+
     def wait(self) -> None:
         """Waits until the server has taken what was written, or the sink has ended."""
         with self._lock:

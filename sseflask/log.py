@@ -93,7 +93,7 @@ class Entry:
         name: The event's name, None for none.
         user_id: The id that its publisher chose, None for ours.
         is_end: Whether it closes its channel.
-        at: The second at which it was appended.
+        at: The second at which it was appended, of whatever clock the log goes by.
         history: Entries that its channel keeps from it on, where a store says so with it; None leaves that as it is.
     """
 

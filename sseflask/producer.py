@@ -33,8 +33,9 @@ class Runner(Protocol):
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises what `producer.take_interruption()` gives where the generator waits, if that can be done."""
 
-    def give_way(self, now: float) -> None:
-        """Lets others run, if this one has run for long at the monotonic second `now`."""
+    def give_way(self, now: float) -> bool:
+        """Lets others run, if this one has run for long at the monotonic second `now`. Returns whether it did."""
+        ...
 
     def stack(self) -> str:
         """Where the producer is, as lines of a traceback."""
@@ -57,8 +58,9 @@ class ThreadRunner:
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Does nothing."""
 
-    def give_way(self, now: float) -> None:
+    def give_way(self, now: float) -> bool:
         """Does nothing: threads take turns by themselves."""
+        return False
 
     def stack(self) -> str:
         """Where the thread is, as lines of a traceback."""
@@ -199,8 +201,9 @@ class GeneratorProducer:
                 if self._before_first is not None:
                     before_first, self._before_first = self._before_first, None
                     before_first()
-                stream.put(item)
-                runner.give_way(stream.last_write)
+                stream.put(item, joins=True)
+                if runner.give_way(stream.last_write):
+                    stream.goes_on()
             except (StreamClosed, InvalidEvent, StreamError) as error:
                 problem = error
 

@@ -41,7 +41,8 @@ def active_task() -> Task:
     return stream.task
 
 
-#: The task whose work runs here; false where there is none.
+#: The `Task` whose work runs here, from however deep it is used. Where there is none it is false, and using its attributes raises
+#: `NoActiveStream`.
 current_task: Task = LocalProxy(active_task)  # type: ignore[assignment]
 
 
@@ -52,15 +53,19 @@ def track(
 
     Args:
         iterable: The items.
-        total: How many they are; without it, the length of `iterable` if it has one.
+        total: How many they are, above 0; without it, the length of `iterable` if it has one. 0 is as None: not known.
         task: The task; without it, the one whose work calls this.
-        message: What is being done.
+        message: What is being done; None says nothing.
 
     Yields:
         The items.
 
     Raises:
         NoActiveStream: No task was given, and this isn't called from inside one.
+        InvalidEvent: `total` isn't a number above 0, or `message` can't be written; raised with the first item.
+        TaskEnded: The task has ended; raised with an item, as those that follow.
+        StreamClosed: It has, and this is its own work; raised once.
+        BrokerUnavailable: The broker doesn't have a report.
     """
     reporter = task if task is not None else active_task()
     if total is None and isinstance(iterable, Sized):
@@ -92,8 +97,9 @@ def each(
     Args:
         items: The items.
         process: Called with each; what it returns is the event's data. None is left out.
-        event: The name of the events.
-        key: Says what an item is called in the event of its failure; without it, the item's `id`, or else its number from 0.
+        event: The name of the events, one line.
+        key: Says what an item is called in the event of its failure, and may not raise; without it, the item's `id`, or else its
+            number from 0.
 
     Yields:
         The events. A `chunk_error` has `{"id", "error", "error_type", "timestamp"}`, the error's text only where it is meant for

@@ -36,14 +36,15 @@ class Publisher:
 
         Args:
             url: As the app's `SSE_BROKER_URL`: `sqlite:///PATH`, `redis://…`, `rediss://…` or `unix://…`.
-            timeout: Seconds that a publish may take before it fails; as `SSE_BROKER_TIMEOUT`.
-            prefix: As the app's `SSE_BROKER_PREFIX`.
-            history: As the app's `SSE_HISTORY`.
-            history_seconds: As the app's `SSE_HISTORY_SECONDS`.
-            max_event_bytes: As the app's `SSE_MAX_EVENT_BYTES`.
+            timeout: Seconds that a publish may take before it fails, above 0; as `SSE_BROKER_TIMEOUT`.
+            prefix: As the app's `SSE_BROKER_PREFIX`: 1 to 100 letters, digits and `.:/-_`.
+            history: Events that each channel keeps, at least 8; as the app's `SSE_HISTORY`.
+            history_seconds: Seconds that it keeps them, above 0; as the app's `SSE_HISTORY_SECONDS`.
+            max_event_bytes: Bytes that one event may have, at least 1024; as the app's `SSE_MAX_EVENT_BYTES`.
 
         Raises:
-            InvalidSetting: A value can't be used; memory is one process's own, and can't be published to from another.
+            InvalidSetting: A value can't be used: memory is one process's own, and can't be published to from another; or the
+                broker's client isn't installed.
         """
         self._settings = Settings(
             broker_url=Settings.check("broker_url", url),
@@ -76,15 +77,25 @@ class Publisher:
         channel: str = "sse",
         token: str | None = None,
     ) -> str:
-        """Publishes an event to a channel; returns when the broker has it. Arguments and errors are those of `SSE.publish`.
+        """Publishes an event to a channel. Returns when the broker has it.
+
+        Args:
+            data: As for `SSE.publish`.
+            event: The event's name, one line; None for none, which browsers call `message`.
+            type: The same, as Flask-SSE has it.
+            id: An id of your own, 1 to 256 bytes; without one the event gets the broker's.
+            retry: Milliseconds that clients wait before they reconnect, 0 to `2**31 - 1`; None says nothing.
+            channel: The channel's name, 1 to 200 bytes.
+            token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
 
         Returns:
-            The event's id.
+            The event's id; for a token that is known, that of the first event.
 
         Raises:
-            InvalidEvent: The event can't be written, or is larger than `max_event_bytes`.
+            InvalidEvent: The event can't be written, has no data or an id of sseflask's form, or `event` and `type` differ.
+            EventTooLarge: The event has more bytes than `max_event_bytes`.
             InvalidChannel: The channel can't have this name.
-            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
+            BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has: `outcome` says which.
         """
         if type is not None:
             event = one_name(event, type)
@@ -96,7 +107,7 @@ class Publisher:
 
         Args:
             channel: The channel's name.
-            data: What the event carries.
+            data: What the event carries; None for an empty text.
             event: Its name; as the app's `SSE_END_EVENT`.
             token: As for `publish`.
 
@@ -105,6 +116,7 @@ class Publisher:
 
         Raises:
             InvalidEvent: The event can't be written.
+            EventTooLarge: The event has more bytes than `max_event_bytes`.
             InvalidChannel: The channel can't have this name.
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
         """

@@ -93,11 +93,11 @@ class Source(Protocol):
 class EventSourceResponse(Response):
     """A response that streams events.
 
-    `@sse.stream` makes it of what a view yields; a view can also return one itself. Its status and headers go out with the first
+    `SSE.stream` makes it of what a view yields; a view can also return one itself. Its status and headers go out with the first
     event, or after `SSE_OPEN_TIMEOUT`; an error before that becomes an ordinary response through the app's error handlers.
 
     Attributes:
-        event_stream: The stream.
+        event_stream: The `Stream`, there from the beginning; it opens when the server iterates the response.
     """
 
     default_mimetype = "text/event-stream"
@@ -124,18 +124,18 @@ class EventSourceResponse(Response):
         Args:
             iterable: A generator, or anything iterable, of `ServerSentEvent`, `str`, `bytes` or what JSON can express.
             headers: Headers of the response besides those of an event stream.
-            keepalive: Seconds of silence after which a keepalive comment is written.
-            timeout: Seconds that the stream may live without `heartbeat`; None for no limit.
-            retry: Milliseconds that the client waits before it reconnects; None says nothing.
-            max_age: Seconds after which the stream ends cleanly; None for no limit.
-            lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
-                and ends with a `complete` event (the generator's return value is its `result`) or an error event.
-            negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
-            g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
+            keepalive: As for `SSE.stream`.
+            timeout: As for `SSE.stream`.
+            retry: As for `SSE.stream`.
+            max_age: As for `SSE.stream`.
+            lifecycle: As for `SSE.stream`; that a client which comes back after the end gets 204 is the view's to see to.
+            negotiate: As for `SSE.stream`.
+            g: As for `SSE.stream`.
             options: All of these as one value, instead.
 
         Raises:
             InvalidSetting: An option has a value that it can't have.
+            InvalidEvent: What `lifecycle` adds to the `start` event can't be written.
             TypeError: `iterable` can't be iterated.
             RequestEntityTooLarge: The request's body, which is parsed here, is larger than the app allows.
         """
@@ -189,7 +189,14 @@ class EventSourceResponse(Response):
         super().__init__(self._body, headers={**HEADERS, **(headers or {})})
 
     def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
-        """Calls a function when the stream is closed; under `StreamWorker`, long after the server is done with the response."""
+        """Calls a function when the stream is closed; under `StreamWorker`, long after the server is done with the response.
+
+        Args:
+            func: Takes no argument. What it raises is logged.
+
+        Returns:
+            The function.
+        """
         return self.event_stream.on_close(func)
 
     def close(self) -> None:

@@ -16,13 +16,13 @@ from .stream import Stream
 
 _signals: Final = Namespace()
 
-#: A stream has opened. Sent with `stream`.
+#: A stream has opened: its headers are about to be sent. Sent with `stream`, a `Stream`.
 stream_opened: Final = _signals.signal("stream-opened")
-#: A stream is closed. Sent with `stream` and `reason`, a `CloseReason`.
+#: A stream is closed, its generator's `finally` included. Sent with `stream` and `reason`, a `CloseReason`.
 stream_closed: Final = _signals.signal("stream-closed")
-#: The broker has an event. Sent with `channel`, `event` and `id`.
+#: The broker has an event that this process has published. Sent with `channel`, its name, `event`, a `ServerSentEvent`, and `id`.
 event_published: Final = _signals.signal("event-published")
-#: A client was cut because it didn't read. Sent with `stream` and `reason`.
+#: A client was cut because it didn't read; sent before `stream_closed`, with the same arguments.
 subscriber_dropped: Final = _signals.signal("subscriber-dropped")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -15,21 +15,24 @@ class StreamState(enum.Enum):
     """Where a stream is in its life."""
 
     OPENING = "opening"
-    """The response headers haven't been sent."""
+    """The response headers haven't been sent: for at most `SSE_OPEN_TIMEOUT` they wait for a generator's first event."""
     LIVE = "live"
-    """The client gets events."""
+    """The client gets events, and keepalive comments while there are none."""
     DRAINING = "draining"
     """Its end is decided: the last bytes are on their way, the producer may still be in its `finally`."""
     CLOSED = "closed"
     """The client's side and the producer have both ended."""
 
 
-#: Every change of state that there is.
-TRANSITIONS: Final = {
-    StreamState.OPENING: {StreamState.LIVE, StreamState.DRAINING},
-    StreamState.LIVE: {StreamState.DRAINING},
-    StreamState.DRAINING: {StreamState.CLOSED},
-    StreamState.CLOSED: set[StreamState](),
+#: Every change of state that there is, and what makes it.
+TRANSITIONS: Final[Mapping[StreamState, Mapping[StreamState, str]]] = {
+    StreamState.OPENING: {
+        StreamState.LIVE: "the response headers are on their way",
+        StreamState.DRAINING: "its end is decided before that",
+    },
+    StreamState.LIVE: {StreamState.DRAINING: "its end is decided"},
+    StreamState.DRAINING: {StreamState.CLOSED: "the client's side and the producer have ended"},
+    StreamState.CLOSED: {},
 }
 
 
@@ -37,9 +40,9 @@ class CloseReason(enum.StrEnum):
     """Why a stream ended."""
 
     COMPLETED = "completed"
-    """Its generator returned."""
+    """Its generator returned, or all of its channels were closed."""
     ERROR = "error"
-    """Its generator raised."""
+    """Its generator, or its filter, raised."""
     DISCONNECTED = "disconnected"
     """The client hung up, or its connection was lost."""
     LOST = "lost"
@@ -49,7 +52,7 @@ class CloseReason(enum.StrEnum):
     MAX_AGE = "max_age"
     """It lived for `SSE_MAX_AGE`."""
     SLOW = "slow"
-    """The client left what was sent to it unread for `SSE_SEND_TIMEOUT`."""
+    """The client left what was sent to it unread for `SSE_SEND_TIMEOUT`, or fell behind its channel's history."""
     SHUTDOWN = "shutdown"
     """The worker is stopping."""
     RESET = "reset"
@@ -95,6 +98,10 @@ class Sink(Protocol):
 
     def write_batch(self, batch: Batch) -> bool:
         """As `write`, for frames that many clients get."""
+        ...
+
+    def hold(self, data: bytes) -> bool:
+        """As `write`, for frames that may go out with those that follow at once, when the producer gives way at the latest."""
         ...
 
     def wait(self) -> None:

@@ -35,6 +35,9 @@ STUCK_SECONDS: Final = 10.0
 REVOKED_AT: Final = -math.inf
 #: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
 BLOCKED_SECONDS: Final = 1.0
+#: A generator that has yielded so many events, each within so many seconds of the one before, has its next ones joined.
+BURST_EVENTS: Final = 8
+BURST_SECONDS: Final = 0.0002
 #: Seconds after which text that is due is sent that could not be without waiting.
 FLUSH_SECONDS: Final = 0.05
 
@@ -51,20 +54,21 @@ class Stream:
     Attributes:
         id: Twelve hexadecimal digits, at random; in the log and in the `start` event.
         app: The app; None outside any.
-        client: Who the client is, for the limit of streams per client; None where that isn't known.
         path: The path of the request, without its query.
+        client: Who the client is, by `SSE.client_key` or its address; None where that isn't known or limited.
+        request_id: What names its request in logs: `g.request_id`, else the header `X-Request-ID`; None where neither does.
         last_event_id: The id that the client says it saw last; None if it says none.
-        events_sent: Events handed to the sink.
-        bytes_sent: Bytes of the response's body handed to the sink, without framing and keepalives.
-        closed: Whether its end is decided: nothing sent any more reaches the client.
+        events_sent: Events handed to the sink so far.
+        bytes_sent: Bytes of the response's body handed to the sink so far, without framing and keepalives.
         last_write: The monotonic second at which it was last written to.
+        closed: Whether its end is decided: nothing sent any more reaches the client.
         reason: Why it ended; None until its end is decided.
-        request_id: What names its request in the logs of all who had to do with it; None where nothing does.
         slot: The timer's: where on its wheel the stream is.
     """
 
     __slots__ = (
         "__weakref__",
+        "_burst",
         "_callbacks",
         "_coalescer",
         "_deadline",
@@ -84,6 +88,7 @@ class Stream:
         "_started",
         "_state",
         "_timeout",
+        "_went_on",
         "app",
         "bytes_sent",
         "client",
@@ -131,6 +136,7 @@ class Stream:
         self.events_sent = 0
         self.bytes_sent = 0
         self.closed = False
+        self._burst = 0
         self.reason: CloseReason | None = None
         self._settings = settings
         self._sink = sink
@@ -150,7 +156,7 @@ class Stream:
         # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
         self._silence = options.keepalive * random.uniform(0.8, 1.0)
         self._opened = time.time()
-        self._started = self.last_write = now = time.monotonic()
+        self._started = self.last_write = self._went_on = now = time.monotonic()
         self._deadline = None if options.timeout is None else now + options.timeout
         self._ends_at = None if options.max_age is None else now + options.max_age
         self._expires_at: float | None = None
@@ -192,13 +198,17 @@ class Stream:
 
         Args:
             data: As for a yielded value: a `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
-            event: The event's name.
-            id: The event's id.
-            retry: Milliseconds that the client is to wait before it reconnects.
+            event: The event's name, one line; None for none, which browsers call `message`.
+            id: The event's id; in a task or a resumable stream ids are sseflask's own.
+            retry: Milliseconds that the client is to wait before it reconnects, 0 to `2**31 - 1`.
 
         Raises:
-            InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidEvent: The event can't be written.
+            EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
             StreamClosed: The stream has ended; raised once, later events are dropped.
+            StreamError: The events of a resumable stream, or of one that `negotiate` collects, have more than `SSE_RUN_BYTES`.
+            BrokerUnavailable: In a task or a resumable stream: the broker could not be reached for `SSE_PRODUCER_LEASE`, 50 s at
+                the most.
         """
         self.put(to_event(data, event=event, id=id, retry=retry))
 
@@ -209,7 +219,7 @@ class Stream:
             seconds: Above 0, and at most the stream's time-out.
 
         Returns:
-            False, with nothing changed, when the stream has no time-out, or `seconds` isn't in those bounds.
+            Whether it was put off; False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
 
         Raises:
             StreamClosed: The stream has ended; raised once.
@@ -224,9 +234,13 @@ class Stream:
         return True
 
     def on_close(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Calls `callback` once, without arguments, when the stream is closed; at once if it is already. Returns it.
+        """Calls a function once, when the stream is closed; at once if it is already.
 
-        What it raises is logged.
+        Args:
+            callback: Takes no argument, and may wait. What it raises is logged.
+
+        Returns:
+            The callback, so that this is also a decorator.
         """
         with self._lock:
             if self._state is not StreamState.CLOSED:
@@ -238,7 +252,11 @@ class Stream:
     # What the producer uses.
 
     def expire_in(self, seconds: float) -> None:
-        """Ends the stream that long from now, with the error event `token_expired`."""
+        """Ends the stream that long from now, with the error event `token_expired`.
+
+        Args:
+            seconds: How long.
+        """
         self._expires_at = time.monotonic() + seconds
         self._schedule()
 
@@ -248,7 +266,14 @@ class Stream:
         self._schedule()
 
     def start(self, producer: Producer) -> bool:
-        """Binds the producer that now begins to run; its deadline and age count from here. False if the stream has ended before."""
+        """Binds the producer that now begins to run; its deadline and age count from here.
+
+        Args:
+            producer: What makes the events.
+
+        Returns:
+            False, with nothing changed, if the stream has ended before.
+        """
         with self._lock:
             if self.closed:
                 return False
@@ -263,8 +288,12 @@ class Stream:
             self._ends_at += delay
         return True
 
-    def put(self, item: Any) -> None:
+    def put(self, item: Any, *, joins: bool = False) -> None:
         """Sends what a generator yields; text perhaps a little later, together with what comes next.
+
+        Args:
+            item: What is sent.
+            joins: Whether the caller gives way after each item, so that those of a burst may go out together.
 
         Raises:
             InvalidEvent: It can't be written.
@@ -272,7 +301,7 @@ class Stream:
         """
         coalescer = self._coalescer
         if coalescer is None:
-            self._write_item(item)
+            self._write_item(item, joins=joins)
             return
         before, now = coalescer.due, time.monotonic()
         # Whoever yields without a pause gives way by this, though nothing is written yet.
@@ -301,28 +330,16 @@ class Stream:
         finally:
             self._putting.release()
 
-    def write(self, frame: bytes) -> None:
-        """Hands one encoded event to the sink, and waits while the client doesn't keep up.
-
-        Raises:
-            EventTooLarge: The frame is larger than `SSE_MAX_EVENT_BYTES`.
-            StreamClosed: The stream has ended; raised once, later frames are dropped.
-        """
-        if len(frame) > self._settings.max_event_bytes:
-            raise EventTooLarge(frame[:60], len(frame), self._settings.max_event_bytes)
-        if self.closed:
-            self.raise_interruption()
-            return
-        self.events_sent += 1
-        self.bytes_sent += len(frame)
-        self.last_write = time.monotonic()
-        if not self._sink.write(frame):
-            self._schedule()
-            self._sink.wait()
-        self._raise_if_ended()
+    def goes_on(self) -> None:
+        """Its producer runs on, after it has let others run."""
+        self._went_on = time.monotonic()
 
     def complete(self, result: object) -> None:
-        """Ends the stream because its generator returned `result`."""
+        """Ends the stream because its generator returned.
+
+        Args:
+            result: What it returned; a stream with a lifecycle sends it.
+        """
         last = b""
         if self._final:
             try:
@@ -334,7 +351,14 @@ class Stream:
         self.end(CloseReason.COMPLETED, last)
 
     def fail(self, error: BaseException) -> None:
-        """Ends the stream because its generator raised; the client gets the error event."""
+        """Ends the stream because its generator raised; the client gets the error event.
+
+        Args:
+            error: What it raised.
+
+        Raises:
+            InvalidEvent: It is a `StreamError` whose details can't be written.
+        """
         self.end(CloseReason.ERROR, self._error_frame(error))
 
     def take_interruption(self) -> StreamClosed | None:
@@ -369,7 +393,11 @@ class Stream:
         return self._settings.send_timeout
 
     def attach(self, sink: Sink) -> None:
-        """Changes the sink; what the first one still held is the caller's to move, before `resume`."""
+        """Changes the sink; what the first one still held is the caller's to move, before `resume`.
+
+        Args:
+            sink: The new one.
+        """
         self._sink = sink
 
     def resume(self) -> None:
@@ -388,12 +416,22 @@ class Stream:
             self._keeper.count("resets")
 
     def was_replayed(self, events: int) -> None:
-        """Counts what its client got that was there when it came back."""
+        """Counts what its client got that was there when it came back.
+
+        Args:
+            events: How many events.
+        """
         if self._keeper is not None and events:
             self._keeper.count("events_replayed", events)
 
     def sent(self, events: int, size: int, now: float) -> None:
-        """Counts what a producer has written to the sink by itself."""
+        """Counts what a producer has written to the sink by itself.
+
+        Args:
+            events: How many events.
+            size: Their bytes together.
+            now: The monotonic second.
+        """
         self.events_sent += events
         self.bytes_sent += size
         self.last_write = now
@@ -447,22 +485,41 @@ class Stream:
         """Tells the end of a stream that others know of; of one that is its client's alone there is nothing to tell."""
 
     def discard(self, reason: CloseReason) -> None:
-        """Ends a stream whose producer never began, without a word to the client."""
+        """Ends a stream whose producer never began, without a word to the client.
+
+        Args:
+            reason: Why.
+        """
         if self.end(reason):
             self.sink_ended()
 
     def sink_ended(self, reason: CloseReason = CloseReason.DISCONNECTED) -> None:
-        """The sink has sent its last byte, or lost its client, for this reason."""
+        """The sink has sent its last byte, or lost its client.
+
+        Args:
+            reason: Why the stream ends, if its end wasn't decided before.
+        """
         if not self.closed:
             self.end(reason, interruption=StreamClosed(reason))
         self._part_ended(Part.SINK)
 
     def keep_with(self, keeper: Keeper) -> None:
-        """Says who calls `tick`."""
+        """Says who calls `tick`.
+
+        Args:
+            keeper: Who does.
+        """
         self._keeper = keeper
 
     def seconds(self, now: float) -> float:
-        """How long the stream has lived at the monotonic second `now`."""
+        """How long the stream has lived.
+
+        Args:
+            now: The monotonic second.
+
+        Returns:
+            Seconds since it began.
+        """
         return now - self._started
 
     def due(self) -> float | None:
@@ -552,15 +609,40 @@ class Stream:
         self.events_sent += len(waiting)
         return b"".join([encode_item(text) for text in waiting])
 
-    def _write_item(self, item: Any, *, waits: bool = True) -> None:
-        """Writes one event, where `waits` as `write` does, else leaving it to the next write to wait and to raise."""
+    def _write_item(self, item: Any, *, waits: bool = True, joins: bool = False) -> None:
+        """Hands one event to the sink.
+
+        Args:
+            item: What is sent.
+            waits: Whether to wait while the client doesn't keep up, and to raise what ended the stream; else the next does so.
+            joins: As for `put`.
+
+        Raises:
+            EventTooLarge: It is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidEvent: It can't be written.
+            StreamClosed: The stream has ended; raised once, later events are dropped.
+        """
         frame = encode_item(item)
+        size = len(frame)
+        if size > self._settings.max_event_bytes:
+            raise EventTooLarge(frame[:60], size, self._settings.max_event_bytes)
+        if self.closed:
+            if waits:
+                self.raise_interruption()
+            return
+        self.events_sent += 1
+        self.bytes_sent += size
+        now = time.monotonic()
+        self._burst = self._burst + 1 if now - self._went_on < BURST_SECONDS else 0
+        self.last_write = self._went_on = now
+        sink = self._sink
+        # Who pauses between two events, to wait or to work, has each sent at once: nothing would send it while its code runs.
+        if not (sink.hold(frame) if joins and self._burst > BURST_EVENTS else sink.write(frame)):
+            self._schedule()
+            if waits:
+                sink.wait()
         if waits:
-            self.write(frame)
-        else:
-            self.sent(1, len(frame), time.monotonic())
-            if not self._sink.write(frame):
-                self._schedule()
+            self._raise_if_ended()
 
     def _raise_if_ended(self) -> None:
         if self.closed:

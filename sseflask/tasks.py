@@ -50,16 +50,23 @@ WHY_STOPPED: Final = {
 
 
 class Task:
-    """A task, wherever it runs: started by `sse.start`, found by `sse.task`.
+    """A task, wherever it runs: started by `SSE.start`, found by `SSE.task`.
 
     Whatever it publishes goes to its channel, in its name: once it has ended nothing more can be.
 
     Attributes:
         id: 32 random hexadecimal digits: who knows them may know of the task.
-        channel: The channel of its events.
+        channel: The name of the channel of its events.
     """
 
     def __init__(self, tasks: Tasks, task_id: str, channel: str) -> None:
+        """Stores what it needs.
+
+        Args:
+            tasks: The app's, in this process.
+            task_id: The task's id.
+            channel: The name of the channel of its events.
+        """
         self.id = task_id
         self.channel = channel
         self._tasks = tasks
@@ -72,7 +79,7 @@ class Task:
         """Where it is in its life, as the broker knows it.
 
         Raises:
-            TaskEnded: It ended so long ago that nobody remembers it.
+            TaskEnded: Nobody remembers it: it ended long ago.
             BrokerUnavailable: The broker can't say now.
         """
         return self._record().state
@@ -102,10 +109,11 @@ class Task:
 
         Args:
             data: A `ServerSentEvent`, a string, UTF-8 bytes, or anything that JSON can express.
-            event: The event's name.
+            event: The event's name, one line; None for none, which browsers call `message`.
 
         Raises:
-            InvalidEvent: It can't be published, or has an id.
+            InvalidEvent: It can't be written, or has an id: those of a task's events are sseflask's own.
+            EventTooLarge: It has more bytes than `SSE_MAX_EVENT_BYTES`.
             TaskEnded: The task has ended.
             StreamClosed: It has, and this is its own work; raised once.
             BrokerUnavailable: The broker doesn't have the event.
@@ -118,13 +126,13 @@ class Task:
         """Says how far the work is: the event `task_progress`, of which viewers that come later get the newest.
 
         Args:
-            current: What has been done, at least 0.
-            total: Of how much, above 0; None where that isn't known.
-            message: What is being done.
+            current: What has been done, at least 0, of any unit.
+            total: Of how much, above 0; None where that isn't known: then `progress` is None, else per cent, 100 at the most.
+            message: What is being done; None says nothing.
             total_files: The files that belong to the work; without it, as many as `file_update` has told of.
 
         Raises:
-            InvalidEvent: A number isn't one, or out of bounds.
+            InvalidEvent: A number isn't one, or out of bounds, or the message can't be written.
             TaskEnded: The task has ended.
             StreamClosed: It has, and this is its own work; raised once.
             BrokerUnavailable: The broker doesn't have the event.
@@ -158,14 +166,14 @@ class Task:
         """Says how one file of several stands: the event `file_update`; viewers that come later get each file's newest.
 
         Args:
-            file_id: Tells the file from the others; 10,000 at the most.
-            filename: Its name.
-            status: A word of your own: `"waiting"`, `"running"`, `"done"`, `"failed"`, …
-            progress: 0 to 100.
-            message: What is being done, or went wrong.
+            file_id: Tells the file from the others, 1 to 200 characters; there are 10,000 at the most.
+            filename: Its name; None says nothing.
+            status: A word of your own: `"waiting"`, `"running"`, `"done"`, `"failed"`, …; None says nothing.
+            progress: Per cent, 0 to 100; None says nothing.
+            message: What is being done, or went wrong; None says nothing.
 
         Raises:
-            InvalidEvent: It can't be published, or there are too many files.
+            InvalidEvent: A value is out of bounds or can't be written, or there are too many files.
             TaskEnded: The task has ended.
             StreamClosed: It has, and this is its own work; raised once.
             BrokerUnavailable: The broker doesn't have the event.
@@ -177,10 +185,14 @@ class Task:
         self._publish(ServerSentEvent(data, event=FILE_UPDATE), part=f"file:{file_id}")
 
     def complete(self, result: Any = None) -> None:
-        """Ends the task with its result, a value that JSON can express; what a task's own work returns does it too.
+        """Ends the task with its result; what a task's own work returns does it too.
+
+        Args:
+            result: A value that JSON can express.
 
         Raises:
             InvalidEvent: The result can't be written.
+            EventTooLarge: The event that ends it has more bytes than `SSE_MAX_EVENT_BYTES`.
             TaskEnded: The task has ended already.
             BrokerUnavailable: The broker doesn't know it.
         """
@@ -191,10 +203,11 @@ class Task:
 
         Args:
             error: What viewers are told; of an exception, its text.
-            details: Facts that JSON can express.
+            details: Facts that JSON can express; None for none.
 
         Raises:
             InvalidEvent: The details can't be written.
+            EventTooLarge: The event that ends it has more bytes than `SSE_MAX_EVENT_BYTES`.
             TaskEnded: The task has ended already.
             BrokerUnavailable: The broker doesn't know it.
         """
@@ -204,7 +217,7 @@ class Task:
         """Asks the task to end: its work is interrupted, runs its `finally`, and then `task_cancelled` is published.
 
         Returns:
-            Whether there was anything to ask: False if it has ended.
+            Whether there was anything to ask; False if it has ended, or isn't known.
 
         Raises:
             BrokerUnavailable: It can't be asked now.
@@ -215,7 +228,7 @@ class Task:
         """Waits until the task has ended.
 
         Args:
-            timeout: Seconds to wait at the most; None for no limit.
+            timeout: Seconds to wait at the most, 0 for a look; None for no limit.
 
         Returns:
             Whether it has.

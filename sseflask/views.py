@@ -69,11 +69,10 @@ def health(sse: SSE) -> Response:
         problem = sse.installation.broker.problem()
     except BrokerUnavailable as error:
         problem = error.problem
-    limit = settings.max_streams
     checks = {
         "broker": problem is None,
         "draining": here.draining,
-        "full": limit is not None and len(here.streams) >= limit,
+        "full": len(here.streams) >= process.most_streams(settings),
     }
     ready = checks["broker"] and not checks["draining"] and not checks["full"]
     response = jsonify(live=True, ready=ready, streams=len(here.streams), problem=problem, **checks)

@@ -1,4 +1,4 @@
-"""What all tests share: the `serve` fixture for real servers, and their logs beside a failure."""
+"""What all tests share: the `serve` fixture for real servers, and their logs beside a failure; a Chromium."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sseflask import process
+from tests.chromium import chromium, console, page  # noqa: F401  # fixtures
 from tests.live.server import RUNNING, Server
 
 LOG_LINES = 200

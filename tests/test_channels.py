@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -601,6 +602,14 @@ class TestRoutes:
         answer = open_site.get("/events/-/health")
         assert answer.status_code == 200
         assert answer.get_json()["ready"] is True and answer.get_json()["problem"] is None
+
+    def test_health_of_a_full_worker(self, open_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker whose open files are used up is full, though no setting says how many streams it may have."""
+        files = process.RESERVED_FILES + len(process.current().streams) + 1
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (files, -1))
+        open_site.open("/events/news")
+        answer = open_site.get("/events/-/health")
+        assert (answer.status_code, answer.get_json()["full"]) == (503, True)
 
     def test_control_is_not_a_channel(self, open_site: Site) -> None:
         """What processes tell one another can't be published to or read, in code either, nor is it among the channels."""

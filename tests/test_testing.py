@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import re
 import socket
 import subprocess
 import sys
@@ -519,13 +518,3 @@ def test_reader_is_shown(app: Flask) -> None:
         reader.events()
         assert repr(reader) == "<EventReader of the response from /count/1, 1 received>"
     assert repr(SSEServer(app)) == "<SSEServer not started>"
-
-
-@pytest.mark.timeout(120)
-def test_the_page_on_testing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests that docs/how-to/testing.md shows pass."""
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{pytester.path}")
-    shop, *tests = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/how-to/testing.md").read_text(), re.DOTALL | re.MULTILINE)
-    pytester.makepyfile(shop=shop, test_shop="\n".join(["from shop import app, sse", *tests]))
-    result = pytester.runpytest_subprocess("-p", "pytest_sseflask", "-W", "error", timeout=100)
-    result.assert_outcomes(passed=8)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import _socket
 import gc
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gevent
+import gevent.event
 import gevent.hub
 import pytest
 
+from sseflask import current_stream
+from sseflask.config import Settings, StreamOptions
+from sseflask.handoff import Handoff
+from sseflask.producer import GeneratorProducer
+from sseflask.stream import BURST_EVENTS, BURST_SECONDS, Stream
 from sseflask.worker.collector import GROWTH, Collector
 from sseflask.worker.entrance import TURN_SECONDS, Entrance
+from sseflask.worker.handover import GreenletRunner, Turn
+from sseflask.worker.poller import Poller
+from sseflask.worker.sink import SocketSink
 
 
 def in_a_hub(work: Callable[[], None]) -> None:
@@ -99,6 +111,213 @@ class TestEntrance:
             assert served == [0, 1, 3]
 
         in_a_hub(kill)
+
+
+class Client:
+    """The other end of a generator's stream.
+
+    Attributes:
+        stream: Which.
+    """
+
+    def __init__(self, generator: Iterator[Any], *, bufsize: int | None = None) -> None:
+        """Starts the generator; in a hub."""
+        self._sock = _socket.socket(_socket.AF_INET)
+        listener = _socket.socket(_socket.AF_INET)
+        if bufsize is not None:
+            listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, bufsize)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        self._sock.connect(listener.getsockname())
+        fd, _ = listener._accept()
+        listener.close()
+        ours = _socket.socket(fileno=fd)
+        ours.setblocking(False)
+        self._sock.setblocking(False)
+        self._data = b""
+        settings = Settings()
+        self.stream = Stream(Handoff(), StreamOptions().resolved(settings), settings, app=None, path="/burst", last_event_id=None)
+        self._poller = Poller()
+        self.stream.attach(SocketSink(self._poller, ours, self.stream, chunked=True))
+        self.stream.open()
+        GeneratorProducer(self.stream, generator, None, None).start(GreenletRunner(Turn()), None)
+
+    def chunks(self, until: bytes = b"\r\n0\r\n\r\n") -> list[str]:
+        """The chunks that came, when the bytes have ended like this."""
+        deadline = time.monotonic() + 20
+        while not self._data.endswith(until):
+            assert time.monotonic() < deadline, self._data[-100:]
+            self.read()
+            gevent.sleep(0.001)
+        found, data = [], self._data
+        while data and not data.startswith(b"0\r\n"):
+            size, _, rest = data.partition(b"\r\n")
+            found.append(rest[: int(size, 16)].decode())
+            data = rest[int(size, 16) + 2 :]
+        return found
+
+    def read(self) -> None:
+        """Reads what there is."""
+        try:
+            self._data += self._sock.recv(1 << 20)
+        except BlockingIOError:
+            return
+
+    def has(self, ending: bytes) -> bool:
+        """Whether what was sent ends like this, letting no greenlet run meanwhile; the kernel may take a moment."""
+        until = time.monotonic() + 5
+        while not self._data.endswith(ending) and time.monotonic() < until:
+            self.read()
+        return self._data.endswith(ending)
+
+    def close(self) -> None:
+        """Hangs up, and waits until that was noticed."""
+        self._sock.close()
+        deadline = time.monotonic() + 20
+        while len(self._poller) and time.monotonic() < deadline:
+            gevent.sleep(0.001)
+
+
+def numbers(chunks: list[str]) -> list[int]:
+    """The events' data in the order in which they came."""
+    return [int(found) for found in re.findall(r"^data: (\d+)$", "".join(chunks), re.MULTILINE)]
+
+
+class TestBurst:
+    """Events that a generator yields without a pause."""
+
+    def test_joined(self) -> None:
+        """After the first few, events that follow each other at once go out together: in order, none lost, none doubled."""
+
+        def burst() -> None:
+            client = Client(iter(range(2000)))
+            chunks = client.chunks()
+            assert numbers(chunks) == list(range(2000))
+            assert len(chunks) < 1000
+            assert [chunk.count("data:") for chunk in chunks[:BURST_EVENTS]] == [1] * BURST_EVENTS
+            client.close()
+
+        in_a_hub(burst)
+
+    def test_work_in_between(self) -> None:
+        """Events between which the generator works, letting nobody else run, are each sent at once."""
+
+        def work() -> None:
+            def generate() -> Iterator[int]:
+                for number in range(100):
+                    yield number
+                    assert client.has(b"data: %d\n\n\r\n" % number)
+                    work_for(BURST_SECONDS * 2)
+
+            client = Client(generate())
+            assert len(client.chunks()) == 100
+            assert client.stream.reason == "completed"
+            client.close()
+
+        in_a_hub(work)
+
+    def test_wait_after_it(self) -> None:
+        """While the generator waits, all that it has yielded is there."""
+
+        def wait() -> None:
+            seen = gevent.event.Event()
+
+            def generate() -> Iterator[int]:
+                yield from range(100)
+                assert seen.wait(20)
+                yield 100
+
+            client = Client(generate())
+            assert numbers(client.chunks(until=b"data: 99\n\n\r\n")) == list(range(100))
+            seen.set()
+            assert numbers(client.chunks()) == list(range(101))
+            client.close()
+
+        in_a_hub(wait)
+
+    def test_sent_from_nested_code(self) -> None:
+        """What nested code sends in a burst is sent at once, after all that was yielded before it."""
+
+        def send() -> None:
+            def generate() -> Iterator[int]:
+                for number in range(0, 100, 2):
+                    yield number
+                    current_stream.send(number + 1)
+                    assert client.has(b"data: %d\n\n\r\n" % (number + 1))
+
+            client = Client(generate())
+            assert numbers(client.chunks()) == list(range(100))
+            assert client.stream.reason == "completed"
+            client.close()
+
+        in_a_hub(send)
+
+    def test_error_after_it(self, caplog: pytest.LogCaptureFixture) -> None:
+        """The error event comes after all that was yielded."""
+
+        def fail() -> None:
+            def generate() -> Iterator[int]:
+                yield from range(100)
+                raise RuntimeError("after a burst")
+
+            client = Client(generate())
+            chunks = client.chunks()
+            assert numbers(chunks) == list(range(100))
+            text = "".join(chunks)
+            assert text.index("data: 99\n") < text.index("event: error\n")
+            client.close()
+
+        in_a_hub(fail)
+        assert "after a burst" in caplog.text
+
+    def test_slow_client(self) -> None:
+        """A client that doesn't read stops the generator; when it reads, nothing is lost."""
+
+        def fill() -> None:
+            made = 0
+
+            def generate() -> Iterator[str]:
+                nonlocal made
+                for number in range(20_000):
+                    made += 1
+                    yield f"{number}\n{'x' * 400}"
+
+            client = Client(generate(), bufsize=65536)
+            until = time.monotonic() + 20
+            while client.stream.sink.blocked_since is None and time.monotonic() < until:
+                gevent.sleep(0.001)
+            before = made
+            gevent.sleep(0.01)
+            assert made == before < 20_000
+            assert numbers(client.chunks()) == list(range(20_000))
+            client.close()
+
+        in_a_hub(fill)
+
+    def test_hang_up_in_it(self) -> None:
+        """A client that leaves ends the generator, and nothing is left behind."""
+
+        def leave() -> None:
+            closed: list[int] = []
+
+            def generate() -> Iterator[int]:
+                number = 0
+                try:
+                    while True:
+                        yield number
+                        number += 1
+                finally:
+                    closed.append(number)
+
+            client = Client(generate())
+            client.chunks(until=b"\r\n")
+            client.close()
+            until = time.monotonic() + 20
+            while not closed and time.monotonic() < until:
+                gevent.sleep(0.001)
+            assert closed and client.stream.reason == "disconnected"
+
+        in_a_hub(leave)
 
 
 class TestCollector:

@@ -39,24 +39,46 @@ class Waker(Protocol):
     latency: Latency
 
     def wake(self, channel: Channel) -> None:
-        """The channel has new entries."""
+        """Lets a channel's streams send its new entries.
+
+        Args:
+            channel: Who listens to it.
+        """
 
     def pump(self, subscriber: Subscriber) -> None:
-        """Lets one stream send what it has; called where streams run."""
+        """Lets one stream send what it has; called where streams run.
+
+        Args:
+            subscriber: The stream.
+        """
 
     def defer(self, call: Callable[[], object]) -> bool:
-        """Calls later what may wait, if the caller is in the middle of a stream's sending. Returns whether it is."""
+        """Calls later what may wait, if the caller is in the middle of a stream's sending.
+
+        Args:
+            call: Takes no argument.
+
+        Returns:
+            Whether it will be called; False where the caller isn't in the middle of a stream's sending.
+        """
         ...
 
     def call(self, function: Callable[[], object]) -> None:
         """Calls a function where streams run, soon; it may not wait there.
+
+        Args:
+            function: Takes no argument.
 
         Raises:
             RuntimeError: The calling native thread can't reach the one where streams run.
         """
 
     def give_way(self) -> bool:
-        """Lets the streams run for a moment. Returns False where that can't be done."""
+        """Lets the streams run for a moment.
+
+        Returns:
+            False where that can't be done.
+        """
         ...
 
     def rest(self) -> None:
@@ -71,9 +93,9 @@ class Broker(abc.ABC):
 
     Attributes:
         emitter: Who listens in this process.
-        log: What they read.
+        log: What they read: the rings of this process's channels.
         waker: Tells streams of new entries.
-        published: Events published by this process.
+        published: Events published by this process so far.
         tallies: What the channels of each pattern count; None where no patterns are set.
         outages: How often the events of other processes could not be followed any more.
         reconnects: How often they could be followed again.
@@ -125,9 +147,11 @@ class Broker(abc.ABC):
             channel: The channel's name.
             event: The event; its id, if it has one, is the publisher's own.
             token: Names this publish: a second one with the same token within 60 s stores nothing and returns the first one's id.
+                None for one that nobody repeats.
             is_end: Whether the event closes the channel.
-            history: Entries that the channel keeps from here on, if it differs from the others; `KEEP_ALL` for all until it ends.
-            task: The task in whose name it is published, and what changes of it.
+            history: Entries that the channel keeps from here on, if it differs from the others; `KEEP_ALL` for all until it ends;
+                None leaves it as it is.
+            task: The task in whose name it is published, and what changes of it; None for none.
 
         Returns:
             The event's id.
@@ -162,6 +186,9 @@ class Broker(abc.ABC):
     def count(self, channel: str) -> int:
         """The streams that a channel has, in this process and, as of some seconds ago, in all others.
 
+        Args:
+            channel: The channel's name.
+
         Raises:
             BrokerUnavailable: The others' can't be known now.
         """
@@ -171,6 +198,12 @@ class Broker(abc.ABC):
 
     def counts(self, channels: Collection[str]) -> dict[str, int]:
         """`count` for several channels.
+
+        Args:
+            channels: Their names.
+
+        Returns:
+            The number of streams of each.
 
         Raises:
             BrokerUnavailable: The others' can't be known now.
@@ -182,7 +215,11 @@ class Broker(abc.ABC):
 
     @property
     def position(self) -> EventId:
-        """The head of the log: after it lies what is yet to be published."""
+        """The head of the log: after it lies what is yet to be published.
+
+        Raises:
+            BrokerUnavailable: It can't be known now.
+        """
         with self.emitter.lock:
             return self.log.position
 
@@ -190,6 +227,10 @@ class Broker(abc.ABC):
         """Wakes a stream for each new entry of the channels, whose rings stay until it leaves.
 
         Called where streams run; it may wait.
+
+        Args:
+            channels: The channels' names.
+            subscriber: The stream.
 
         Raises:
             BrokerUnavailable: They can't be read now; then it doesn't listen.
@@ -200,14 +241,26 @@ class Broker(abc.ABC):
                 self.emitter.subscribe(channel, subscriber)
 
     def unsubscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
-        """Takes a stream back. A second call does nothing."""
+        """Takes a stream back. A second call does nothing.
+
+        Args:
+            channels: The channels' names.
+            subscriber: The stream.
+        """
         with self.emitter.lock:
             for channel in channels:
                 if self.emitter.unsubscribe(channel, subscriber):
                     self.log.release(channel)
 
     def expire(self, now: float) -> bool:
-        """Forgets what is too old at the monotonic second `now`. Returns whether anything is left that can become so."""
+        """Forgets what is too old.
+
+        Args:
+            now: The monotonic second.
+
+        Returns:
+            Whether anything is left that can become so.
+        """
         with self.emitter.lock:
             self.log.expire(now)
             self._is_kept = not self.log.is_idle

@@ -56,7 +56,11 @@ class MemoryBroker(Broker):
         history: int | None = None,
         task: TaskChange | None = None,
     ) -> str:
-        """Keeps an event and tells who listens; see `Broker.publish`."""
+        """Keeps an event and tells who listens; see `Broker.publish`.
+
+        Raises:
+            TaskEnded: The task has ended, or isn't known; nothing was published.
+        """
         body = event.encode()
         user_id = event.id
         now = time.monotonic()
@@ -81,7 +85,7 @@ class MemoryBroker(Broker):
         return event_id
 
     def expire(self, now: float) -> bool:
-        """Forgets what is too old, tokens too."""
+        """Forgets what is too old, tokens too; see `Broker.expire`."""
         with self.emitter.lock:
             self._forget_tokens(now)
             for channel in self.log.silent(now - REMEMBERED_SECONDS):

@@ -37,6 +37,9 @@ class SharedBroker(Broker):
 
     A channel that has a ring is followed: from the store's word that it is, each of its entries comes in. Where one is missed, for
     an outage or a slow reading, the store is asked for it; only if it has it no more are streams told that something is gone.
+
+    Attributes:
+        store: The log of all processes.
     """
 
     is_shared = True
@@ -137,7 +140,11 @@ class SharedBroker(Broker):
 
     @property
     def position(self) -> EventId:
-        """The head of the log, as far as this process knows it; asked for where it follows no channel."""
+        """The head of the log, as far as this process knows it; asked for where it follows no channel.
+
+        Raises:
+            BrokerUnavailable: It is asked for, and can't be known now.
+        """
         with self.emitter.lock:
             if self.log.names():
                 return self.log.position
@@ -160,7 +167,7 @@ class SharedBroker(Broker):
         return None
 
     def prepare(self, channels: Collection[str], last_event_id: str | None = None) -> None:
-        """Follows channels, and reads what a client that comes back may have missed."""
+        """Follows channels, and reads what a client that comes back may have missed; see `Broker.prepare`."""
         self._fetch(channels, whole=False)
         if self._left:
             now = time.monotonic()
@@ -193,7 +200,7 @@ class SharedBroker(Broker):
                     break
 
     def unsubscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
-        """Takes a stream back. A second call does nothing."""
+        """Takes a stream back; see `Broker.unsubscribe`."""
         now = time.monotonic()
         with self.emitter.lock:
             for name in channels:
@@ -201,11 +208,11 @@ class SharedBroker(Broker):
                     self._left[name] = now
 
     def count(self, channel: str) -> int:
-        """The streams that a channel has, in this process and, as of some seconds ago, in all others."""
+        """The streams that a channel has, in all processes; see `Broker.count`."""
         return self.counts([channel])[channel]
 
     def counts(self, channels: Collection[str]) -> dict[str, int]:
-        """`count` for several channels."""
+        """`count` for several channels; see `Broker.counts`."""
         found = self.store.counts(channels)
         # What this process has reported, and hasn't any more, isn't another's.
         return {
@@ -229,7 +236,7 @@ class SharedBroker(Broker):
     # What the follower tells.
 
     def arrived(self, head: Head, entries: Sequence[Entry]) -> None:
-        """Takes new entries in."""
+        """Takes new entries in; see `Feed.arrived`."""
         now = time.monotonic()
         with self.emitter.lock:
             if head.epoch != self.log.epoch:
@@ -253,14 +260,14 @@ class SharedBroker(Broker):
                 log.warning("entries are missing, and can't be read now: %s", error, extra={"sse_broker": self.store.url})
 
     def interrupted(self, error: Exception) -> None:
-        """Remembers why the store can't be followed; streams stay open."""
+        """Remembers why the store can't be followed; streams stay open. See `Feed.interrupted`."""
         if self._trouble is None:
             self.outages += 1
         self._trouble = error
         log.warning("the broker can't be followed, streams wait: %s", error, extra={"sse_broker": self.store.url})
 
     def resumed(self, head: Head) -> None:
-        """Reads what was stored while the store couldn't be followed.
+        """Reads what was stored while the store couldn't be followed; see `Feed.resumed`.
 
         Raises:
             BrokerUnavailable: It can't be read now either.

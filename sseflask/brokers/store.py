@@ -90,10 +90,10 @@ class Reading:
 class Store(Protocol):
     """A log that several processes share: in an SQLite file, or in Redis.
 
-    It belongs to one process and is made in it; `open` is called by the first method that needs it. Every method may be called
-    from any native thread or greenlet, waits only by `native.pause`, which lets a hub's other greenlets run, and never longer than
-    the store's time-out: then, or when the store can't be used, it raises `BrokerUnavailable`, whose message names what is wrong
-    and never a password. After that the store has nothing half-done and the next call tries anew.
+    It belongs to one process and is made in it; what it needs is opened by the first method that uses it. Every method may be
+    called from any native thread or greenlet, waits only by `native.pause`, which lets a hub's other greenlets run, and never
+    longer than the store's time-out: then, or when the store can't be used, it raises `BrokerUnavailable`, whose message names
+    what is wrong and never a password. After that the store has nothing half-done and the next call tries anew.
 
     Attributes:
         url: Its URL without a password, for logs and errors.
@@ -109,13 +109,23 @@ class Store(Protocol):
         Events of all channels get increasing numbers, in the order in which readers see them. One that is made in the name of a
         task changes the task's record in the same step; if the task has ended, or isn't known, nothing is stored.
 
+        Args:
+            publication: The event.
+
+        Returns:
+            The event's id, and whether it was stored.
+
         Raises:
             BrokerUnavailable: `outcome` is `"not_published"` where the event surely isn't stored, else `"unknown"`.
         """
         ...
 
     def head(self) -> Head:
-        """Where the log stands now."""
+        """Where the log stands now.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
     def read(self, after: Mapping[str, int | None]) -> Mapping[str, Reading]:
@@ -123,18 +133,50 @@ class Store(Protocol):
 
         Args:
             after: By channel's name, the number after which its entries are read; None for no entries, only where it stands.
+
+        Returns:
+            One reading for each channel, by its name.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
         """
         ...
 
     def report(self, process: str, counts: Mapping[str, int], seconds: float) -> None:
-        """Keeps, for so many seconds, how many streams of a process each channel has; replaces what it reported before."""
+        """Keeps how many streams of a process each channel has; replaces what the process reported before.
+
+        Args:
+            process: Names the process.
+            counts: Streams by channel's name.
+            seconds: For how long it counts.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
 
     def counts(self, channels: Collection[str] | None = None) -> Mapping[str, int]:
-        """How many streams each channel has over all processes that reported; of all channels that have any, if none is named."""
+        """How many streams each channel has over all processes that reported.
+
+        Args:
+            channels: Their names; None for all that have any.
+
+        Returns:
+            Streams by channel's name; channels without any may be missing.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
     def follower(self, feed: Feed) -> Follower:
-        """What tells one process of new entries; made without asking the store."""
+        """What tells one process of new entries; made without asking the store.
+
+        Args:
+            feed: Whom it tells.
+
+        Returns:
+            The follower; it does nothing before its first `listen`.
+        """
         ...
 
     def close(self) -> None:
@@ -145,19 +187,29 @@ class Feed(Protocol):
     """A process's side of what a follower tells; called by its greenlet or thread, and by `catch_up`."""
 
     def arrived(self, head: Head, entries: Sequence[Entry]) -> None:
-        """The log stands at `head`, and these are its new entries of channels that are followed, in order.
+        """Tells of new entries. Never called by two at once; doesn't wait.
 
-        There may be such of other channels among them, and such that were told before. Never called by two at once; doesn't wait.
+        Args:
+            head: Where the log stands.
+            entries: Its new entries of channels that are followed, in order. There may be such of other channels among them, and
+                such that were told before.
         """
 
     def tell(self) -> None:
         """Called after each `arrived`, outside of every lock: wakes who reads what has arrived, and may wait."""
 
     def interrupted(self, error: Exception) -> None:
-        """The store can't be followed now; the follower goes on trying, and says this once for each outage."""
+        """The store can't be followed now; the follower goes on trying, and says this once for each outage.
+
+        Args:
+            error: Why.
+        """
 
     def resumed(self, head: Head) -> None:
         """It can be followed again. What was stored meanwhile, or is another life's, is for the feed to read.
+
+        Args:
+            head: Where the log stands.
 
         Raises:
             BrokerUnavailable: It can't be read; the follower tries again, as after any failure.
@@ -174,12 +226,19 @@ class Follower(Protocol):
     def listen(self, channels: Collection[str]) -> None:
         """Follows these channels too; returns when no entry stored from here on can be missed.
 
+        Args:
+            channels: Their names.
+
         Raises:
             BrokerUnavailable: The store doesn't say so in time; then it follows none of them that it didn't before.
         """
 
     def unlisten(self, channels: Collection[str]) -> None:
-        """Follows these channels no more."""
+        """Follows these channels no more.
+
+        Args:
+            channels: Their names.
+        """
 
     def catch_up(self) -> None:
         """Tells now, in the calling thread, what this process has itself stored, if the store gives no word of its own."""

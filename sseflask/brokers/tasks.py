@@ -116,23 +116,72 @@ class TaskStore(Protocol):
     """
 
     def create(self, task_id: str, *, channel: str, facts: str = "") -> bool:
-        """Begins a task, in the state `pending`. Returns False, with nothing changed, if there is one of this id."""
+        """Begins a task, in the state `pending`.
+
+        Args:
+            task_id: The task's id: 32 hexadecimal digits.
+            channel: The name of the channel of its events.
+            facts: What whoever begins it wants to know later.
+
+        Returns:
+            False, with nothing changed, if there is one of this id.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
     def find(self, task_id: str) -> TaskRecord | None:
-        """What is known of a task; None if nothing is."""
+        """What is known of a task.
+
+        Args:
+            task_id: The task's id.
+
+        Returns:
+            Its record; None if nothing is known.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
     def renew(self, task_ids: Collection[str]) -> Mapping[str, Lease]:
-        """Says that these are worked on: a pending one is running then. Learns where they stand; unknown ones are missing."""
+        """Says that these are worked on: a pending one is running then.
+
+        Args:
+            task_ids: The tasks' ids.
+
+        Returns:
+            Where they stand, by id; unknown ones are missing.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
     def beats(self) -> Mapping[str, int]:
-        """For each task that hasn't ended, a number that has changed whenever it was begun or renewed since the last call."""
+        """Shows which tasks somebody works on.
+
+        Returns:
+            For each task that hasn't ended, by id, a number that has changed if it was begun or renewed since the last call.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
     def ask_cancel(self, task_id: str) -> TaskState | None:
-        """Asks a task to end. Returns its state; one that is final stays as it is. None if the task isn't known."""
+        """Asks a task to end.
+
+        Args:
+            task_id: The task's id.
+
+        Returns:
+            Its state; one that is final stays as it is. None if the task isn't known.
+
+        Raises:
+            BrokerUnavailable: The store can't be used now.
+        """
         ...
 
 

@@ -28,8 +28,11 @@ def make_broker(settings: Settings, url: str, waker: Waker, keep: Keep) -> Broke
         waker: Told of new entries.
         keep: Has a function called about once a second.
 
+    Returns:
+        The broker, not yet open.
+
     Raises:
-        InvalidSetting: The URL has an argument that it can't have, or its store needs what isn't installed.
+        InvalidSetting: There is no such broker, the URL has an argument that it can't have, or what it needs isn't installed.
     """
     broker = _make_broker(settings, url, waker, keep)
     if settings.metrics_channels:
@@ -51,6 +54,13 @@ def _make_broker(settings: Settings, url: str, waker: Waker, keep: Keep) -> Brok
 
 def open_store(settings: Settings, url: str) -> Store:
     """The store that a URL names; nothing is connected before it is used.
+
+    Args:
+        settings: Those of the app whose channels it keeps.
+        url: `sqlite:///PATH`, `redis://…`, `rediss://…` or `unix://…`.
+
+    Returns:
+        The store.
 
     Raises:
         InvalidSetting: There is no such store, the URL has an argument that it can't have, or what it needs isn't installed.

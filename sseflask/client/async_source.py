@@ -28,7 +28,7 @@ _EXCERPT_SECONDS: Final = 5.0
 
 
 class AsyncEventSource(_Base):
-    """What `EventSource` is, for `async for`; the token function may be asynchronous too.
+    """What `EventSource` is, for `async for`; the token function may be asynchronous too, and a client is an `httpx.AsyncClient`.
 
     One task iterates (a second one gets a `RuntimeError`); any task of the same event loop may call `aclose`. A wait for the next
     event that is cancelled (`asyncio.timeout`, `asyncio.wait_for`) leaves the source usable: it connects anew when the next event
@@ -68,7 +68,7 @@ class AsyncEventSource(_Base):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End it, from any task; closing twice is fine. An iteration that waits ends at once."""
+        """Ends it, from any task; closing twice is fine. An iteration that waits ends at once."""
         self._is_closing = True
         if self._scope is not None:
             self._scope.cancel()

@@ -61,8 +61,8 @@ class BaseEventSource(Generic[Client, Given]):
         """Stores what it needs; nothing is sent before the first event is asked for.
 
         Args:
-            url: Where the stream is. User and password in it are sent as basic authentication.
-            headers: The caller's own.
+            url: Where the stream is, `http://…` or `https://…`. User and password in it are sent as basic authentication.
+            headers: The caller's own, for each request.
             token: A bearer token, or a function that returns one. The function is called before the first request, and again when
                 a token is refused (401, 403): once, until a stream has opened.
             method: The HTTP method. Anything but GET is sent again only where that does no harm, see `NotRepeatable`.
@@ -71,15 +71,16 @@ class BaseEventSource(Generic[Client, Given]):
             content: A body as it is.
             data: A body as a form.
             last_event_id: The position to begin from: what `last_event_id` was elsewhere.
-            timeout: Seconds that connecting may take, and sending a piece of the request; `None` for any time.
-            stall_timeout: Seconds without a byte, the answer's first one too, after which the connection counts as dead; three
-                of the server's keepalives. 0 for any time.
+            timeout: Seconds that connecting may take, and sending a piece of the request, 0.001 to 86,400; `None` for any time.
+            stall_timeout: Seconds without a byte, the answer's first one too, after which the connection counts as dead, up to
+                86,400; the default is three of the server's keepalives. 0 for any time.
             retries: How often in a row it comes back without a stream in between that was good (that brought an event, or stayed
                 open for five seconds); `None` for any number, 0 for one single stream.
-            backoff: Seconds: what the first wait's random part is below. It doubles each time. A stream's `retry:` takes its place.
-            max_backoff: Seconds: what a wait's random part never exceeds.
+            backoff: Seconds, 0 to 86,400: what the first wait's random part is below. It doubles each time. A stream's `retry:`
+                takes its place.
+            max_backoff: Seconds, 0 to 86,400: what a wait's random part never exceeds.
             end_event: The name of the event that ends the stream for good; it is given out, as the last. `None` for none.
-            max_event_bytes: The bound of one event. A larger one is dropped, and counted in `dropped`.
+            max_event_bytes: The bound of one event, at least 1. A larger one is dropped, and counted in `dropped`.
             on_retry: Called with what went wrong, each time that it will come back from that by itself.
             client: An httpx client to ask with, for proxies, certificates, HTTP/2 or cookies; it isn't closed. `None` for one of
                 its own.

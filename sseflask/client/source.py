@@ -45,6 +45,7 @@ class EventSource(_Base):
     * `RetriesExhausted`: it came back as often as `retries` allows.
     * `NotRepeatable`: a request that isn't a GET can't be sent again.
     * `EventSourceError`: the request can't be sent at all.
+    * `InvalidSetting`: what the token function returned is no bearer token.
     * What the token function and `on_retry` raise, as it is.
     """
 
@@ -76,7 +77,7 @@ class EventSource(_Base):
             self._release_if_closed()
 
     def close(self) -> None:
-        """End it, from any thread or greenlet; closing twice is fine.
+        """Ends it, from any thread or greenlet; closing twice is fine.
 
         An iteration that waits for an event ends at once, one that is about to connect within `timeout`, and one that reads from a
         shared HTTP/2 connection when the next byte comes.

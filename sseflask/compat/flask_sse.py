@@ -45,10 +45,10 @@ TEXT: Final = "text"
 
 
 class Message:
-    """What is published, or was, as Flask-SSE shows it. Messages of equal fields are equal.
+    """What is published, or was, as Flask-SSE shows it. Messages of equal fields are equal; `str` gives what Flask-SSE would write.
 
     Attributes:
-        data: A string, or what JSON can express.
+        data: A string, or what the app's JSON can express.
         type: The event's name; None for none.
         id: The publisher's own id; None for none.
         retry: Milliseconds that clients wait before they reconnect; None says nothing.
@@ -63,11 +63,18 @@ class Message:
         self.retry = retry
 
     def to_dict(self) -> dict[str, Any]:
-        """The data, and those of the other fields that are set."""
+        """The message as a mapping.
+
+        Returns:
+            `data`, and those of `type`, `id` and `retry` that are set.
+        """
         return {"data": self.data, **self._options()}
 
     def to_event(self) -> ServerSentEvent:
         """The event that is published.
+
+        Returns:
+            An event of the message's fields; data that isn't a string as JSON, text without the line end with which it may close.
 
         Raises:
             InvalidEvent: A field can't be written to an event stream.
@@ -125,7 +132,12 @@ class ServerSentEventsBlueprint(SSE):
         Args:
             name: Its name, for endpoints.
             import_name: Where templates and files of its own are looked for.
-            options: What `flask.Blueprint` takes besides.
+            options: What `SSE` takes besides.
+
+        Raises:
+            ValueError: A Blueprint can't have this name.
+            InvalidSetting: An `app` was given, and its configuration has a wrong value.
+            AlreadyInstalled: An `app` was given that has another `SSE`.
         """
         options.setdefault("root_path", get_root_path(import_name))
         super().__init__(name=name, **options)
@@ -137,6 +149,9 @@ class ServerSentEventsBlueprint(SSE):
 
         Raises:
             KeyError: The app has neither `SSE_REDIS_URL` nor `REDIS_URL`.
+            ValueError: It is no URL of a Redis.
+            ImportError: redis-py isn't installed: the extra `sseflask[redis]` brings it.
+            RuntimeError: There is no app context.
         """
         import redis
 
@@ -147,7 +162,10 @@ class ServerSentEventsBlueprint(SSE):
         return client
 
     def init_app(self, app: Flask) -> None:
-        """Installs the extension on an app; see `SSE.init_app`. The URL of its Redis may be set later, before it is first used.
+        """Installs the extension on an app, without routes. The URL of its Redis may be set later, before it is first used.
+
+        Args:
+            app: One whose configuration is complete, but for that.
 
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
@@ -160,13 +178,21 @@ class ServerSentEventsBlueprint(SSE):
     def add_url_rule(
         self, rule: str, endpoint: str | None = None, view_func: Callable[..., Any] | None = None, *args: Any, **options: Any
     ) -> None:
-        """Adds a route; see `flask.Blueprint.add_url_rule`. What answers at the prefix itself answers with a slash after it too."""
+        """Adds a route, as `flask.Blueprint` does. What answers at the prefix itself answers with a slash after it too.
+
+        Args:
+            rule: The URL rule, below the prefix.
+            endpoint: The endpoint's name.
+            view_func: What answers.
+            args: What Flask takes besides.
+            options: What Flask takes besides by name.
+        """
         if rule == "":
             self._root = view_func
         super().add_url_rule(rule, endpoint, view_func, *args, **options)
 
     def answer_root(self) -> Any:
-        """What `GET` of the prefix with a slash answers."""
+        """What `GET` of the prefix with a slash answers: what it answers without; see `SSE.answer_root`."""
         return self._root() if self._root is not None else super().answer_root()
 
     # All that `SSE.publish` takes by name can be given by name.
@@ -186,8 +212,8 @@ class ServerSentEventsBlueprint(SSE):
         Args:
             data: A string, or anything that the app's JSON can express. Bytes and a `ServerSentEvent` are as for `SSE.publish`.
             type: The event's name.
-            id: An id of your own; it should be used only once. Without one the event gets the broker's.
-            retry: Milliseconds that clients wait before they reconnect.
+            id: An id of your own, 1 to 256 bytes; it should be used only once. Without one the event gets the broker's.
+            retry: Milliseconds that clients wait before they reconnect, 0 to `2**31 - 1`, also as digits.
             channel: The channel's name, 1 to 200 bytes.
             event: As `type`.
             token: Names this publish, for a retry of your own: a second one with the same token within 60 s stores nothing.
@@ -197,7 +223,9 @@ class ServerSentEventsBlueprint(SSE):
 
         Raises:
             KeyError: The app has no URL of a Redis, nor `SSE_BROKER_URL`.
-            InvalidEvent: The event can't be written, or is larger than `SSE_MAX_EVENT_BYTES`.
+            InvalidSetting: A setting of the app has a wrong value.
+            InvalidEvent: The event can't be written, or `event` and `type` differ.
+            EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
             InvalidChannel: The channel can't have this name.
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has.
             TypeError: The data is nothing that the app's JSON can express.
@@ -210,17 +238,22 @@ class ServerSentEventsBlueprint(SSE):
         return self._publish(channel, Message(data, event or type, id, retry).to_event(), token=token)
 
     def messages(self, channel: str = "sse") -> Iterator[Message]:
-        """Yields what is published to a channel from now on, and waits in between.
+        """Yields what is published to a channel from when it is first iterated, and waits in between.
 
-        It ends when the channel is closed. `subscribe` costs much less where the messages are only sent on to a client.
+        It ends when the channel is closed. `SSE.subscribe` costs much less where the messages are only sent on to a client.
 
         Args:
             channel: The channel's name.
 
+        Yields:
+            The messages.
+
         Raises:
             KeyError: The app has no URL of a Redis, nor `SSE_BROKER_URL`.
+            InvalidSetting: A setting of the app has a wrong value.
             InvalidChannel: The channel can't have this name.
             BrokerUnavailable: The channel can't be read now.
+            RuntimeError: There is no app context, and not exactly one app has this extension.
         """
         app = self._app()
         installation: Installation = app.extensions[KEY]
@@ -248,9 +281,19 @@ class ServerSentEventsBlueprint(SSE):
 
         A client that comes back gets what it missed since its `Last-Event-ID`. With arguments it is the decorator `SSE.stream`.
 
+        Args:
+            view: As for `SSE.stream`; None for Flask-SSE's view.
+            options: As for `SSE.stream`; none for Flask-SSE's view.
+
+        Returns:
+            The response; with arguments, the decorated view, or the decorator.
+
         Raises:
             KeyError: The app has no URL of a Redis, nor `SSE_BROKER_URL`.
             InvalidChannel: There can't be such a channel.
+            InvalidSetting: An option, or a setting of the app, has a value that it can't have.
+            BrokerUnavailable: The channel can't be read now, and `SSE_REFUSE` is `"status"`.
+            TypeError: The decorated view is an asynchronous generator function.
         """
         if view is not None or options:
             return super().stream(view, **options) if view is not None else super().stream(**options)

@@ -18,10 +18,7 @@ class FakeClock:
     """The time that sseflask goes by in this process: the real one, and what `advance` has added to it.
 
     Keepalives, deadlines, ages, histories and tokens go by it. What waits isn't woken earlier, and other libraries keep the real
-    time.
-
-    Attributes:
-        now: The monotonic second.
+    time. Use it in a `with` statement, or by the fixture `sse_clock`.
     """
 
     _in_place: ClassVar[FakeClock | None] = None
@@ -40,7 +37,7 @@ class FakeClock:
 
     @property
     def now(self) -> float:
-        """The monotonic second."""
+        """The monotonic second, as sseflask sees it."""
         return self.monotonic()
 
     def start(self) -> None:
@@ -88,11 +85,11 @@ class FakeClock:
     # What stands for the module `time`.
 
     def monotonic(self) -> float:
-        """The monotonic second."""
+        """What `time.monotonic` is for sseflask."""
         return time.monotonic() + self._ahead
 
     def time(self) -> float:
-        """The Unix second."""
+        """What `time.time` is for sseflask: the Unix second."""
         return time.time() + self._ahead
 
     def __getattr__(self, name: str) -> Any:

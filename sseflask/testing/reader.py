@@ -110,8 +110,11 @@ class EventReader:
         Args:
             timeout: Seconds to wait at the most.
 
+        Returns:
+            The event.
+
         Raises:
-            EventsMissing: None came in time, or the stream has ended.
+            EventsMissing: None came in time, the stream has ended, or the response is no event stream.
         """
         __tracebackhide__ = True
         (event,) = self.events(1, timeout=timeout)
@@ -131,7 +134,7 @@ class EventReader:
             The events; what came after them is there for the next call.
 
         Raises:
-            EventsMissing: They didn't come in time, or the stream has ended before.
+            EventsMissing: They didn't come in time, the stream has ended before, or the response is no event stream.
             ValueError: Both `count` and `until` were given.
         """
         __tracebackhide__ = True
@@ -156,8 +159,11 @@ class EventReader:
         Args:
             timeout: Seconds to wait at the most.
 
+        Returns:
+            The text, without the colon and the spaces around it; empty comments are left out.
+
         Raises:
-            EventsMissing: None came in time, or the stream has ended.
+            EventsMissing: None came in time, the stream has ended, or the response is no event stream.
         """
         __tracebackhide__ = True
         deadline = time.monotonic() + timeout
@@ -261,7 +267,18 @@ def read_events(
 
 
 def reader_of(response: Any, *, skip: Collection[str] = OPENING) -> EventReader:
-    """A reader of a response, to read some events, do something, and read on; arguments and errors as for `read_events`."""
+    """A reader of a response, to read some events, do something, and read on. It is to be closed.
+
+    Args:
+        response: As for `read_events`.
+        skip: As for `read_events`.
+
+    Returns:
+        The reader; nothing has been read yet.
+
+    Raises:
+        TypeError: It is no response.
+    """
     status = getattr(response, "status_code", None) or getattr(response, "status", None)
     request = getattr(response, "request", None)
     path = getattr(request, "path", None) or getattr(request, "url", None)
@@ -292,6 +309,9 @@ def open_stream(
         data: The request's body.
         skip: As for `read_events`.
         timeout: Seconds until the headers must be there.
+
+    Returns:
+        The reader, to be closed.
 
     Raises:
         EventsMissing: They weren't.

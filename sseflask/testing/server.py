@@ -24,11 +24,15 @@ class SSEServer:
 
     Attributes:
         app: What it serves.
-        url: `http://127.0.0.1:PORT`, once it has been started.
+        url: `http://127.0.0.1:PORT`, once it has been started; empty before.
     """
 
     def __init__(self, app: Flask) -> None:
-        """Stores what it serves."""
+        """Stores what it serves.
+
+        Args:
+            app: An app.
+        """
         self.app = app
         self.url = ""
         self._server: BaseWSGIServer | None = None
@@ -45,7 +49,11 @@ class SSEServer:
         return f"<SSEServer {self.url or 'not started'}>"
 
     def start(self) -> Self:
-        """Begins to serve."""
+        """Begins to serve, on a free port.
+
+        Returns:
+            Itself.
+        """
         self._server = server = make_server("127.0.0.1", 0, self.app, threaded=True, request_handler=_Handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
         # Looks at whether it shall stop so often.
@@ -61,8 +69,13 @@ class SSEServer:
             path: The URL's path and query.
             options: As for `open_stream`: `headers`, `timeout`, `skip`; `method` and `data` for other requests.
 
+        Returns:
+            The reader.
+
         Raises:
             EventsMissing: No headers came in time.
+            ValueError: The server hasn't been started.
+            ConnectionRefusedError: It has been stopped.
         """
         __tracebackhide__ = True
         reader = open_stream(self.url + path, **options)

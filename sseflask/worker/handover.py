@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import gevent
 import gevent.hub
+import greenlet
 from gunicorn.http.wsgi import Response
 from gunicorn.http2.response import HTTP2Response
 
@@ -34,53 +35,77 @@ SLICE_SECONDS: Final = 0.0005
 
 
 class Turn:
-    """How long generators have run in this turn of the hub's loop.
+    """A turn of the hub's loop, as far as generators have run in it.
 
     Attributes:
         loop: The hub's.
+        iteration: The loop's number of the turn.
+        since: The monotonic second at which they began.
     """
 
-    __slots__ = ("_iteration", "_since", "loop")
+    __slots__ = ("iteration", "loop", "since")
 
     def __init__(self) -> None:
         self.loop = gevent.get_hub().loop
-        self._iteration = -1
-        self._since = 0.0
-
-    def give_way(self, now: float) -> None:
-        """Lets others run, if generators have had their slice of this turn at the monotonic second `now`."""
-        iteration = self.loop.iteration
-        if iteration != self._iteration:
-            self._iteration, self._since = iteration, now
-        elif now - self._since > SLICE_SECONDS:
-            gevent.sleep(0)
-            self._since = time.monotonic()
+        self.iteration = -1
+        self.since = 0.0
 
 
 class GreenletRunner:
     """Runs a producer in a greenlet, into which its interruption can be raised wherever it waits."""
 
-    __slots__ = ("_greenlet", "_iteration", "_turn")
+    __slots__ = ("_greenlet", "_is_response", "_iteration", "_opener", "_turn")
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, *, is_response: bool = False) -> None:
+        """Makes one for one producer.
+
+        Args:
+            turn: The worker's.
+            is_response: Whether the greenlet that starts it waits for its first event, to open a response with.
+        """
         self._turn = turn
+        self._is_response = is_response
         self._iteration = -1
+        # Who goes on as soon as there is a first event.
+        self._opener: greenlet.greenlet | None = None
 
     def start(self, producer: GeneratorProducer) -> None:
-        """Begins `producer.run()`, at the hub's next turn."""
-        self._greenlet = gevent.spawn_raw(producer.run)
+        """Begins `producer.run()` at the hub's next turn; for a response now, and returns at the first event, or when it waits."""
+        if not self._is_response:
+            self._greenlet = gevent.spawn_raw(producer.run)
+            return
+        hub = gevent.get_hub()
+        self._greenlet = made = greenlet.greenlet(producer.run, hub)
+        # As gevent's own raw greenlets have it.
+        made.loop = hub.loop  # type: ignore[attr-defined]
+        self._opener = opener = greenlet.getcurrent()
+        try:
+            _switch(opener, made)
+        finally:
+            self._opener = None
 
-    def give_way(self, now: float) -> None:
+    def give_way(self, now: float) -> bool:
         """Lets others run after the first event, and when generators, this one too, have had their slice of the turn."""
-        iteration = self._turn.loop.iteration
-        if iteration == self._iteration:
-            self._turn.give_way(now)
-        elif self._iteration < 0:
-            # The response opens now, and takes this event to the client before the next one is made.
+        turn, is_first = self._turn, self._iteration < 0
+        if now - turn.since <= SLICE_SECONDS and not is_first:
+            return False
+        iteration = turn.loop.iteration
+        if iteration != turn.iteration:
+            turn.iteration, turn.since = iteration, now
+        elif iteration == self._iteration:
             gevent.sleep(0)
-            iteration = self._turn.loop.iteration
+            turn.since = time.monotonic()
+            return True
         # Else it has waited by itself since its last event, as it does after this one most likely.
+        if is_first:
+            # The response opens now, and takes this event to the client before the next one is made.
+            if self._opener is not None:
+                _switch(self._greenlet, self._opener)
+            else:
+                gevent.sleep(0)
+            iteration = turn.loop.iteration
         self._iteration = iteration
+        return is_first
 
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises the interruption where the greenlet waits; from the hub, which may switch to any greenlet."""
@@ -95,6 +120,15 @@ class GreenletRunner:
         interruption = producer.take_interruption()
         if interruption is not None:
             self._greenlet.throw(interruption)
+
+
+def _switch(current: greenlet.greenlet, other: greenlet.greenlet) -> None:
+    """Runs another greenlet now, and this one on at the hub's next turn, unless that one runs it before."""
+    callback = gevent.get_hub().loop.run_callback(current.switch)
+    try:
+        other.switch()
+    finally:
+        callback.stop()
 
 
 class Head:
@@ -136,7 +170,7 @@ class Handover:
 
     def runner(self) -> Runner:
         """A greenlet, also for streams whose sockets can't be taken."""
-        return self._application.runner()
+        return GreenletRunner(self._application.turn, is_response=True)
 
     def offer(self) -> None:
         """Says that the response about to start is a stream."""

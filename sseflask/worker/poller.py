@@ -42,13 +42,18 @@ class Polled(Protocol):
 
 
 class Poller:
-    """Tells those it watches when their client has hung up, without a write, and when their socket takes bytes again."""
+    """Tells those it watches when their client has hung up, without a write, and when their socket takes bytes again.
+
+    Attributes:
+        loop: The hub's.
+    """
 
     def __init__(self) -> None:
         # Patching takes epoll out of the module, since it isn't gevent's; this one never waits.
         self._epoll: Any = monkey.get_original("select", "epoll")()
         self._polled: dict[int, Polled] = {}
-        self._watcher = gevent.get_hub().loop.io(self._epoll.fileno(), _READ)
+        self.loop: Any = gevent.get_hub().loop
+        self._watcher = self.loop.io(self._epoll.fileno(), _READ)
         self._watcher.start(self._ready)
 
     def __len__(self) -> int:

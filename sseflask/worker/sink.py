@@ -29,7 +29,7 @@ class SocketSink:
         blocked_since: The monotonic second since when the socket has taken no more; None while it does.
     """
 
-    __slots__ = ("_chunked", "_fd", "_finishing", "_pending", "_poller", "_sock", "_stream", "_taken", "blocked_since")
+    __slots__ = ("_chunked", "_fd", "_finishing", "_held", "_pending", "_poller", "_sock", "_stream", "_taken", "blocked_since")
 
     def __init__(self, poller: Poller, sock: _socket.socket, stream: Stream, *, chunked: bool) -> None:
         """Begins to watch the socket.
@@ -46,6 +46,8 @@ class SocketSink:
         self._stream = stream
         self._chunked = chunked
         self._pending: bytes | memoryview = b""
+        # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way.
+        self._held: list[bytes] = []
         self._finishing = False
         self._taken: gevent.event.Event | None = None
         self.blocked_since: float | None = None
@@ -66,13 +68,28 @@ class SocketSink:
         """Sends frames, or keeps what the socket doesn't take. Returns whether it took all."""
         if self._sock is None or self._finishing:
             return True
+        if self._held:
+            data = self._take_held() + data
         return self._send(self._framed(data))
+
+    def hold(self, data: bytes) -> bool:
+        """Keeps frames of a burst, to be sent together in the hub's next turn. Returns whether all before them was taken."""
+        if self._sock is None or self._finishing:
+            return True
+        if self._pending:
+            return self.write(data)
+        if not self._held:
+            self._poller.loop.run_callback(self._send_held)
+        self._held.append(data)
+        return True
 
     def write_batch(self, batch: Batch) -> bool:
         """Sends frames that many clients get, in one chunk that was made once."""
         sock = self._sock
         if sock is None or self._finishing:
             return True
+        if self._held:
+            return self.write(batch.data)
         data: bytes | memoryview = batch.chunk if self._chunked else batch.data
         if not self._pending:
             # As `_send`, for the thousands of clients who take all of it.
@@ -99,6 +116,8 @@ class SocketSink:
         """Ends the response cleanly after what was written and `last`."""
         if self._sock is None or self._finishing:
             return
+        if self._held:
+            last = self._take_held() + last
         if self._chunked:
             last = (self._framed(last) if last else b"") + b"0\r\n\r\n"
         self._finishing = True
@@ -126,6 +145,14 @@ class SocketSink:
                 self._wake()
                 if self._finishing:
                     self._shut_down()
+
+    def _take_held(self) -> bytes:
+        held, self._held = self._held, []
+        return b"".join(held)
+
+    def _send_held(self) -> None:
+        if self._held and self._sock is not None and not self._send(self._framed(self._take_held())):
+            self._stream.is_blocked()
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
@@ -187,6 +214,7 @@ class SocketSink:
         if sock is None:
             return
         self._pending = b""
+        self._held = []
         self.blocked_since = None
         self._poller.remove(self._fd)
         sock.close()

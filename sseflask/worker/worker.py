@@ -46,12 +46,19 @@ ACCEPTS_PER_TURN: Final = 10
 class StreamWorker(GeventWorker):
     """gunicorn's gevent worker, and a home for streams: it takes their sockets over and lets the requests' greenlets go.
 
+    gunicorn makes it, given `-k sseflask.worker.StreamWorker` or `worker_class = "sseflask.worker.StreamWorker"`.
+
     Streams don't count against `worker_connections`. When the worker is told to stop (TERM, HUP, `max_requests`, a reload) it ends
     its streams cleanly, spread over `SSE_DRAIN_SECONDS`, and leaves as soon as it is empty.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Makes a worker, in the arbiter, and the directory that all workers of the arbiter share."""
+        """Makes a worker, in the arbiter, and the directory that all workers of the arbiter share.
+
+        Args:
+            args: What gunicorn makes a worker of.
+            kwargs: What it makes one of by name.
+        """
         super().__init__(*args, **kwargs)
         self._directory: Path | None = None
         self._no_directory = ""

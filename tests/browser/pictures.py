@@ -26,7 +26,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from examples.catalogue import EXAMPLES
 from tests.browser.celery_worker import celery_worker
-from tests.browser.conftest import ARGUMENTS, executable
+from tests.chromium import ARGUMENTS, executable
 from tests.live.crowd import Crowd
 from tests.live.process import wait_until
 from tests.live.server import ROOT, Server

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page
 
 from tests.browser.conftest import Console
-from tests.browser.script import ROOT, Played, playing, table
+from tests.browser.script import Played, playing, table
 from tests.conformance.vectors import decode_vectors
 from tests.conftest import Serve
 from tests.live.client import get
@@ -474,33 +473,3 @@ def test_a_server_that_is_restarted_is_found_again(page: Page, serve: Serve, con
     assert all(status is None and retrying for _, status, retrying in page.evaluate("window.seen.errors"))
     assert get(server, "/close/news", method="POST", body=b"").status == 200
     wait_for(page, "window.connection.readyState === 2")
-
-
-# What the code of the docs may use, and what its requests are answered with: an event of each kind that it handles, and the end.
-AROUND_THE_DOCS = """() => {
-  window.show = () => {};
-  window.asked = [];
-  window.fetch = async (url, init) => {
-    if (url === "/token") return new Response("t");
-    asked.push([new URL(url, location).pathname, init.method, init.headers.get("Authorization"), init.body ?? null]);
-    const text = ["event: progress\\ndata: {\\"percent\\": 50}", "event: word\\ndata: {\\"word\\": \\"Hale\\"}", "data: plain",
-                  "event: stream-end\\ndata:"];
-    return new Response(text.join("\\n\\n") + "\\n\\n", { headers: { "Content-Type": "text/event-stream" } });
-  };
-}"""
-
-
-def test_the_code_of_the_docs_runs(client: Page) -> None:
-    """Each block of docs/reference/browser.md runs in a page, and asks for what it says."""
-    text = (ROOT / "docs" / "browser.md").read_text()
-    code = re.findall(r"^```js\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    code += re.findall(r'^<script type="module">\n(.*?)^</script>', text, re.DOTALL | re.MULTILINE)
-    assert len(code) == 5
-    client.evaluate(AROUND_THE_DOCS)
-    for block in code:
-        assert "/events/-/client.js" in block
-        client.add_script_tag(content=block.replace("/events/-/client.js", "/client.js"), type="module")
-    wait_for(client, "window.asked.length >= 6 && document.body.textContent.includes('Hale')")
-    asked = client.evaluate("window.asked")
-    assert ["/answers", "POST", "Bearer t", '{"question":"Who keeps the light?"}'] in asked
-    assert {path for path, *_ in asked} == {"/events/news", "/jobs/7/events", "/jobs/8/events", "/answers"}

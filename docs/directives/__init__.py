@@ -1,0 +1,1 @@
+"""What our pages show that is taken from the code."""
