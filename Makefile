@@ -5,6 +5,8 @@
 #   make test JOBS=0                 all tests in one process
 #   make bench ARGS=--quick          arguments for the benchmarks
 #   make soak MINUTES=20             how long it goes on
+#   make pictures ARGS="chat board"  only these
+#   make release-check ARGS=--final  as for the commit that is to be tagged
 #   BIND=127.0.0.1:9000 make demo    another address
 
 PYTHON ?= python3
@@ -26,7 +28,7 @@ PYRIGHT := PYRIGHT_PYTHON_IGNORE_WARNINGS=1 PYRIGHT_PYTHON_CACHE_DIR=$(abspath $
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client docs bench soak clean
+.PHONY: help demo test lint lint-rules lint-format lint-mypy lint-pyright format client docs pictures bench soak release-check clean
 
 help:
 	@echo "make demo    serve the examples at http://$(BIND)"
@@ -35,8 +37,10 @@ help:
 	@echo "make format  let ruff format the code and fix what it can"
 	@echo "make client  build the browser client from $(CLIENT) into $(SERVED)"
 	@echo "make docs    build the documentation into docs/_build, warnings being errors"
+	@echo "make pictures  take the documentation's pictures anew from the running examples (ARGS=...)"
 	@echo "make bench   measure beside the others, and write docs/compare/benchmarks.md (ARGS=...)"
 	@echo "make soak    load and faults for MINUTES=5, and a report (ARGS=...)"
+	@echo "make release-check  build the archives, look into them, and test the installed wheel (ARGS=...)"
 	@echo "make clean   remove what these commands made"
 
 demo: $(VENV)/.demo
@@ -81,12 +85,21 @@ docs: $(VENV)/.docs
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs docs/_build
 	@echo "The documentation: docs/_build/index.html"
 
+pictures: $(VENV)/.test
+	@sh tests/system.sh browser
+	@sh tests/system.sh redis
+	@$(BIN)/python -m tests.browser.pictures $(ARGS)
+
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks all --save $(ARGS)
 
 soak: $(VENV)/.test
 	@sh tests/system.sh redis
 	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+release-check: $(VENV)/.release
+	@sh tests/system.sh redis
+	@$(BIN)/python -m tests.release $(ARGS)
 
 clean:
 	@rm -rf $(VENV) $(CLIENT)/node_modules $(CLIENT)/dist docs/_build benchmarks/.env tests/interop/node/node_modules build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -128,4 +141,9 @@ $(VENV)/.docs: $(VENV)/.python $(PACKAGING)
 $(VENV)/.bench: $(VENV)/.python $(PACKAGING)
 	@echo "Installing the package and what the benchmarks' plots need"
 	@$(INSTALL) '.[bench]'
+	@touch $@
+
+$(VENV)/.release: $(VENV)/.python $(PACKAGING)
+	@echo "Installing the package and what builds and checks its archives"
+	@$(INSTALL) '.[release]'
 	@touch $@

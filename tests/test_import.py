@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: Begins each script: from here on, what is made is noted with where it comes from.
 INSTRUMENTED = '''
-import _thread, json, os, select, socket, sys, threading, traceback
+import _thread, importlib.util, json, os, select, socket, sys, threading, traceback
 
-PACKAGE = os.path.join(sys.path[0], "sseflask") + os.sep
+PACKAGE = importlib.util.find_spec("sseflask").submodule_search_locations[0] + os.sep
 made = []
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, expect
 
 from examples.report import NIGHT
+from tests.browser.celery_worker import celery_worker
 from tests.browser.conftest import Console
 from tests.browser.network import network
 from tests.browser.provider import DONE, Call, running_provider
@@ -947,32 +945,14 @@ def celery_page(page: Page, serve: Serve, redis_url: str) -> Page:
 
 
 @pytest.fixture
-def celery_worker(tmp_path: Path, redis_url: str) -> Iterator[Path]:
+def worker_log(tmp_path: Path, redis_url: str) -> Iterator[Path]:
     """A Celery worker that is ready; its log."""
-    log = tmp_path / "celery.log"
-    command = [sys.executable, "-m", "celery", "-A", "examples.worker", "worker", "--concurrency", "1", "--loglevel", "INFO"]
-    with log.open("wb") as output:
-        worker = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "SSE_BROKER_URL": redis_url},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_until(lambda: worker.poll() is not None or " ready." in log.read_text(), 30, "the worker to be ready")
-        assert worker.poll() is None, log.read_text()
+    with celery_worker(tmp_path, redis_url) as log:
         yield log
-    finally:
-        # The leader isn't reaped yet, so its id is still its group's.
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
 
 
 @needs_redis
-def test_a_celery_job_shows_its_progress_to_the_end(celery_page: Page, celery_worker: Path) -> None:
+def test_a_celery_job_shows_its_progress_to_the_end(celery_page: Page, worker_log: Path) -> None:
     """The bar follows what the worker reports, reaches 100 %, and the page shows the result and asks for nothing more."""
     page = celery_page
     of(page, "limit").select_option("100000000")
@@ -986,11 +966,11 @@ def test_a_celery_job_shows_its_progress_to_the_end(celery_page: Page, celery_wo
     expect_connection(page, "closed")
     assert number(page, "reports") >= 2
     expect(of(page, "start")).to_be_enabled()
-    assert "succeeded" in celery_worker.read_text()
+    assert "succeeded" in worker_log.read_text()
 
 
 @needs_redis
-def test_a_page_that_is_loaded_again_finds_its_celery_job(celery_page: Page, celery_worker: Path) -> None:
+def test_a_page_that_is_loaded_again_finds_its_celery_job(celery_page: Page, worker_log: Path) -> None:
     """In the middle of a job, a reload shows at once how far it is; after its end, a page that asks is told the result."""
     page = celery_page
     of(page, "limit").select_option("100000000")
