@@ -30,6 +30,8 @@ class GeneratorContext:
     variables of other libraries are as they were in the view.
     """
 
+    __slots__ = ("_context", "_g", "_session", "_variables", "app")
+
     def __init__(self, context: RequestContext, names: Iterable[str]) -> None:
         """Takes over from the view's context, which must be active; `capture` finds it.
 
@@ -66,13 +68,10 @@ class GeneratorContext:
         return cls(request_ctx._get_current_object(), names) if request_ctx else None  # type: ignore[attr-defined]
 
     def run(self, function: Callable[[], T]) -> T:
-        """Calls a function in this context, and tears the context down. Once only.
+        """Calls a function in this context, and tears the context down. Once only; the caller has context variables of its own.
 
         What teardown functions raise is logged: they may expect what the view's `g` held, and those after them must run too.
         """
-        return contextvars.Context().run(self._run, function)
-
-    def _run(self, function: Callable[[], T]) -> T:
         for variable, value in self._variables:
             variable.set(value)
         self._variables = []
@@ -142,10 +141,7 @@ class TaskContext:
         self._variables = _context_variables()
 
     def run(self, function: Callable[[], T]) -> T:
-        """Calls a function in this context, and tears the context down. Once only."""
-        return contextvars.Context().run(self._run, function)
-
-    def _run(self, function: Callable[[], T]) -> T:
+        """Calls a function in this context, and tears the context down. Once only; the caller has context variables of its own."""
         for variable, value in self._variables:
             variable.set(value)
         self._variables = []

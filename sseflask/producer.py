@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import sys
 import threading
@@ -25,7 +26,7 @@ log = logging.getLogger("sseflask.stream")
 
 
 class Runner(Protocol):
-    """Runs a producer beside the request."""
+    """Runs a producer beside the request, with context variables of its own: none are set when it begins."""
 
     def start(self, producer: GeneratorProducer) -> None:
         """Begins `producer.run()` in a greenlet or thread."""
@@ -52,7 +53,9 @@ class ThreadRunner:
 
     def start(self, producer: GeneratorProducer) -> None:
         """Begins `producer.run()`."""
-        self._thread = threading.Thread(target=producer.run, name="sseflask-stream", daemon=True)
+        # A greenlet that stands for a thread begins with the context variables of who starts it.
+        run = functools.partial(contextvars.Context().run, producer.run)
+        self._thread = threading.Thread(target=run, name="sseflask-stream", daemon=True)
         self._thread.start()
 
     def interrupt(self, producer: GeneratorProducer) -> None:
@@ -156,7 +159,7 @@ class GeneratorProducer:
             self.stream.producer_ended()
 
     def _produce(self) -> None:
-        tokens = active.set(self.stream), _active.set(self)
+        token = active.set(self.stream)
         try:
             self._running = True
             try:
@@ -175,8 +178,7 @@ class GeneratorProducer:
         else:
             self.stream.complete(result)
         finally:
-            active.reset(tokens[0])
-            _active.reset(tokens[1])
+            active.reset(token)
 
     def _pump(self) -> Any:
         """Moves items until the generator returns; what goes wrong with one is raised at its `yield`."""
@@ -231,20 +233,16 @@ class GeneratorProducer:
             return Failure(error=propagated)
 
 
-#: The producer whose generator runs here.
-_active: Final[contextvars.ContextVar[GeneratorProducer]] = contextvars.ContextVar("sseflask.active_producer")
-
-
 def release() -> None:
     """Runs the teardown of the current generator's app context in mid-stream.
 
     Raises:
         NoActiveStream: It isn't called from inside a stream's generator.
     """
-    try:
-        producer = _active.get()
-    except LookupError:
-        raise NoActiveStream("release() works only inside the generator of an event stream") from None
+    stream = active.get(None)
+    producer = stream.producer if stream is not None else None
+    if not isinstance(producer, GeneratorProducer):
+        raise NoActiveStream("release() works only inside the generator of an event stream")
     producer.release()
 
 

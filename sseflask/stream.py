@@ -380,6 +380,11 @@ class Stream:
         """The producer has ended, its contexts too."""
         self._part_ended(Part.PRODUCER)
 
+    @property
+    def producer(self) -> Producer | None:
+        """What makes its events; None before it begins, and once it has ended."""
+        return self._producer
+
     # What the sink, the timer and the worker use.
 
     @property

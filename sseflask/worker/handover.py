@@ -51,6 +51,17 @@ class Turn:
         self.since = 0.0
 
 
+class RawGreenlet(greenlet.greenlet):
+    """A greenlet with nothing of gevent's but what `gevent.kill` asks of it."""
+
+    __slots__ = ()
+
+    @property
+    def loop(self) -> Any:
+        """The hub's, as gevent's own raw greenlets have it."""
+        return gevent.get_hub().loop
+
+
 class GreenletRunner:
     """Runs a producer in a greenlet, into which its interruption can be raised wherever it waits."""
 
@@ -74,10 +85,7 @@ class GreenletRunner:
         if not self._is_response:
             self._greenlet = gevent.spawn_raw(producer.run)
             return
-        hub = gevent.get_hub()
-        self._greenlet = made = greenlet.greenlet(producer.run, hub)
-        # As gevent's own raw greenlets have it.
-        made.loop = hub.loop  # type: ignore[attr-defined]
+        self._greenlet = made = RawGreenlet(producer.run, gevent.get_hub())
         self._opener = opener = greenlet.getcurrent()
         try:
             _switch(opener, made)

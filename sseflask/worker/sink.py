@@ -47,7 +47,7 @@ class SocketSink:
         self._chunked = chunked
         self._pending: bytes | memoryview = b""
         # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way.
-        self._held: list[bytes] = []
+        self._held: list[bytes] | None = None
         self._finishing = False
         self._taken: gevent.event.Event | None = None
         self.blocked_since: float | None = None
@@ -78,7 +78,8 @@ class SocketSink:
             return True
         if self._pending:
             return self.write(data)
-        if not self._held:
+        if self._held is None:
+            self._held = []
             self._poller.loop.run_callback(self._send_held)
         self._held.append(data)
         return True
@@ -147,7 +148,7 @@ class SocketSink:
                     self._shut_down()
 
     def _take_held(self) -> bytes:
-        held, self._held = self._held, []
+        held, self._held = self._held or (), None
         return b"".join(held)
 
     def _send_held(self) -> None:
@@ -214,7 +215,7 @@ class SocketSink:
         if sock is None:
             return
         self._pending = b""
-        self._held = []
+        self._held = None
         self.blocked_since = None
         self._poller.remove(self._fd)
         sock.close()
