@@ -17,14 +17,18 @@ project_copyright = f"2026, {_setup['metadata']['author']}"
 release = version = _setup["metadata"]["version"]
 
 extensions = [
+    "directives.api",
+    "directives.command_line",
+    "directives.floors",
+    "directives.http",
+    "directives.http_schema",
+    "directives.settings",
+    "directives.states",
     "myst_parser",
     "pallets_sphinx_themes",
-    "directives.floors",
-    "directives.api",
     "sphinx.ext.autodoc",
     "sphinx.ext.graphviz",
     "sphinx.ext.napoleon",
-    "directives.states",
 ]
 # The theme brings domains for other projects, which MyST can't search.
 suppress_warnings = ["myst.domains"]

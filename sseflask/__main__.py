@@ -168,10 +168,12 @@ main.add_command(doctor)
 def listen(url: str, as_json: bool, last_event_id: str | None, headers: tuple[str, ...], count: int | None, once: bool) -> None:
     """Shows the events of the stream at URL, of any server.
 
-    Each event is a line: the time, the event's name, its id and its data. What else there is to tell goes to the standard error.
+    Each event is a line: the time, the event's name, its id and its data, control characters as escapes. With --json it is an
+    object: time, event, id, data and, if the event has one, retry. What else there is to tell goes to the standard error.
 
-    When the connection is lost, it reconnects and goes on after the last event. A server ends that by answering 204 (exit code 0),
-    or with anything else that is no event stream (exit code 1).
+    It reconnects as a browser does: with the last event's id, after the time that the server asks for, less and less often when
+    nothing comes. A server ends that by answering 204 (exit code 0), or anything else that is no event stream (exit code 1).
+    Proxies named in the environment aren't used.
     """
     try:
         fields = [header_of(text) for text in headers]

@@ -190,26 +190,26 @@ def install(app: Flask) -> None:
 
 commands = AppGroup("sse", help="Publish to this app's channels, and look into them.")
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="JSON, for programs.")
-count_option = click.option("--count", type=click.IntRange(min=1), help="End after so many events.")
-last_event_id_option = click.option("--last-event-id", metavar="ID", help="Go on after this event.")
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
+count_option = click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after so many events.")
+last_event_id_option = click.option("--last-event-id", metavar="ID", help="Go on after the event that has this id.")
 
 
 @commands.command()
 @click.argument("channel")
 @click.argument("data", required=False)
-@click.option("--event", metavar="NAME", help="The event's name.")
-@click.option("--id", "event_id", metavar="ID", help="An id of your own.")
+@click.option("--event", metavar="NAME", help="The event's name. Without it --end takes SSE_END_EVENT.")
+@click.option("--id", "event_id", metavar="ID", help="An id of your own, 1 to 256 bytes. Without it the broker gives one.")
 @click.option("--retry", type=click.IntRange(min=0), metavar="MS", help="Milliseconds that clients wait before they reconnect.")
-@click.option("--end", is_flag=True, help="Ends the channel: DATA, which may be missing, is what its last event carries.")
-@click.option("--token", help="Names this publish: a second one with the same token within 60 s stores nothing.")
+@click.option("--end", is_flag=True, help="Close the channel. DATA, which may be left out, is what its last event carries.")
+@click.option("--token", metavar="TOKEN", help="Name this publish: a second one with the same token within 60 s stores nothing.")
 @ending_cleanly
 def publish(
     channel: str, data: str | None, event: str | None, event_id: str | None, retry: int | None, end: bool, token: str | None
 ) -> None:
     """Publishes DATA to CHANNEL, and prints the event's id.
 
-    With - as DATA, it is what the standard input has, up to its end and without its last line's.
+    With - as DATA, it is what the standard input has, to its end, without the last line end.
     """
     installation, _ = _shared()
     if data is None and not end:
@@ -231,12 +231,15 @@ def publish(
 @as_json_option
 @last_event_id_option
 @count_option
-@click.option("--verbose", is_flag=True, help="Show the events that open a stream, too.")
+@click.option("--verbose", is_flag=True, help="Show the events that open a stream, too, as resets are shown.")
 @ending_cleanly
 def listen(channels: tuple[str, ...], as_json: bool, last_event_id: str | None, count: int | None, verbose: bool) -> None:
     """Shows what is published to CHANNELS, until they are closed.
 
-    Each event is a line: the time, the event's name, its id and its data. What else there is to tell goes to the standard error.
+    Each event is a line: the time, the event's name, its id and its data, control characters as escapes. With --json it is an
+    object: time, event, id, data and, if the event has one, retry.
+
+    Resets, and what else there is to tell, go to the standard error; with --json resets stand among the events.
     """
     installation, broker = _shared()
     printer = Printer(as_json=as_json, count=count)
@@ -263,7 +266,10 @@ def listen(channels: tuple[str, ...], as_json: bool, last_event_id: str | None, 
 @as_json_option
 @ending_cleanly
 def channels(as_json: bool) -> None:
-    """Lists the channels that have streams, and how many, in all processes together."""
+    """Lists the channels that have streams, in all processes.
+
+    Each is a line: how many streams it has, and its name. With --json all are one object, of counts by name.
+    """
     _, broker = _shared()
     counts = {name: count for name, count in sorted(broker.store.counts().items()) if not name.startswith(RESERVED)}
     if as_json:
@@ -279,7 +285,11 @@ def channels(as_json: bool) -> None:
 @as_json_option
 @ending_cleanly
 def stats(context: click.Context, as_json: bool) -> None:
-    """Tells how the broker is, and how many streams and channels there are in all processes together."""
+    """Tells how the broker is, and counts streams and channels.
+
+    Its URL without a password, the id of its last event, what is wrong with it, and how many streams, and channels that have some,
+    there are in all processes together. The exit code is 1 if it can't be reached.
+    """
     _, broker = _shared()
     facts: dict[str, Any] = {"url": broker.store.url, "position": None, "trouble": None, "streams": None, "channels": None}
     try:
@@ -299,16 +309,25 @@ def stats(context: click.Context, as_json: bool) -> None:
 @commands.command(with_appcontext=False)
 @click.pass_context
 @click.argument("url")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="How long to watch.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=20.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to watch.",
+)
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request; may be repeated.")
-@click.option("--origin", metavar="ORIGIN", help="Ask as a page of this origin would: tells whether CORS lets it read.")
+@click.option("--origin", metavar="ORIGIN", help="Ask as a page of this origin would, and tell whether CORS lets it read.")
 @as_json_option
 @ending_cleanly
 def doctor(context: click.Context, url: str, seconds: float, headers: tuple[str, ...], origin: str | None, as_json: bool) -> None:
-    """Looks at the stream at URL, of any server, through whatever stands in front, and says what it finds.
+    """Examines the stream at URL, of any server.
 
-    Buffering, compression, idle limits, headers, HTTP version, redirects, CORS, reconnecting. The exit code is 1 if something
-    doesn't work, 0 else. It watches for longer than the keepalives' interval, 15 s; to meet idle limits, give it --seconds 120.
+    It says what it finds through whatever stands in front: buffering, compression, idle limits, headers, HTTP version, redirects,
+    CORS, reconnecting. It watches for longer than the keepalives' interval, 15 s; to meet idle limits, give it --seconds 120.
+
+    The exit code is 1 if something doesn't work, else 0.
     """
     # Only here: an app's server imports this module, before gevent has patched what they are made of.
     from .address import header_of

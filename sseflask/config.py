@@ -158,45 +158,62 @@ def _setting(default: Any, check: Check) -> Any:
 class Settings:
     """The settings of one app, each read from `app.config` under its name in capitals with `SSE_` before it.
 
+    What values each may have is known to its check, which says so in `InvalidSetting.expected`.
+
     Attributes:
-        keepalive_interval: Seconds of silence after which a keepalive comment is written; above 0. Sent up to a fifth earlier,
-            so that many streams don't all send theirs at once.
-        stream_timeout: Seconds that a stream may live without `heartbeat`; None for no limit.
-        open_timeout: Seconds that the response headers wait for a generator's first event; at least 0.
-        max_age: Seconds after which a stream ends cleanly, so that its client reconnects; None for no limit.
-        retry: Milliseconds that a client waits before it reconnects, told to it when its stream opens; None says nothing.
-        send_timeout: Seconds that a client may take nothing of what was sent to it before its stream is cut; above 0. Whatever it
-            takes gives it the same time again.
-        max_event_bytes: Bytes that one encoded event may have; at least 1024.
-        run_bytes: Bytes of events that are kept for one run: a resumable one, or what `negotiate=True` collects into a JSON array.
-        producer_lease: Seconds within which it is noticed that the process has died that worked on a task or a resumable run; also
-            for how long the work waits for a broker that can't be reached; above 0.
-        max_streams: Streams that one worker keeps open; None for the soft limit of open files less 64.
-        refuse: What a client gets that is over a limit: `"status"` for 503 with `Retry-After`, `"retry"` for an empty stream that
-            tells it to come back (a browser's EventSource gives up for good on any status but 200).
-        drain_seconds: Seconds over which a worker that stops spreads the ends of its streams; above 0, and below gunicorn's
-            `graceful_timeout`.
+        keepalive_interval: Seconds of silence after which a stream gets a keepalive comment. It is sent up to a fifth earlier, so
+            that many streams don't all get theirs at once. The shortest idle limit of a proxy that we know of is 29 s.
+        stream_timeout: Seconds that a stream may live without `heartbeat()`; None for no limit. Then `StreamTimeout` is raised in
+            its generator, and the client gets the error event. Nothing of it concerns tasks, which have as long as they take.
+        open_timeout: Seconds that the response's headers wait for a generator's first event. An error before that is an ordinary
+            HTTP error. With 0 the headers go out at once.
+        max_age: Seconds after which a stream ends cleanly, so that its client reconnects; None for no limit. Set it somewhat below
+            a proxy's limit on whole responses.
+        retry: Milliseconds that a client waits before it reconnects, told to it when its stream opens; None says nothing, and
+            browsers take some 3 to 5 s. Where many are told at once to come back, each is told half to one and a half times it.
+        send_timeout: Seconds that a client may take nothing of what was sent to it before its stream is cut. Whatever it takes
+            gives it the same time again, so that a large event on a slow line arrives. It is the connection's `TCP_USER_TIMEOUT`
+            too, so a client that has vanished is noticed that long after the next keepalive.
+        max_event_bytes: Bytes that one encoded event may have. A larger one is refused where it is yielded or published, by
+            `EventTooLarge`, which the route that publishes answers with 413.
+        run_bytes: Bytes of events that are kept for one resumable run, which fails with more, or that `negotiate=True` collects
+            for one JSON array.
+        producer_lease: Seconds within which it is noticed, on every worker, that the process has died that worked on a task or a
+            resumable run. Also how long the work waits for a broker that can't be reached, 50 s at the most.
+        max_streams: Streams that one worker keeps open; None for the soft limit of open files, less 64. There may be as many
+            resumable runs besides.
+        refuse: What a client over a limit gets: `"status"` for 503 (429 for the limit per client) with `Retry-After`, or `"retry"`
+            for an empty stream that tells it to come back after about `SSE_RETRY` (5 s without it). A browser's EventSource gives
+            up for good on any status but 200.
+        drain_seconds: Seconds over which a worker that stops spreads the ends of its streams. `StreamWorker` refuses to start
+            unless it is below gunicorn's `graceful_timeout`.
         broker_url: What carries events from publishers to streams. `"auto"`: under `StreamWorker` an SQLite file that its gunicorn
-            makes and removes, for all its workers; elsewhere memory. `"memory://"`: this process alone.
-            `"sqlite:///PATH"`: a file, for the processes of one host. `"redis://HOST:PORT/DB"`, `"rediss://…"`, `"unix://PATH"`:
-            Redis or Valkey, for several hosts.
-        broker_timeout: Seconds that a publish, or reading a channel's history, may take before it fails; above 0.
+            makes, shares between its workers and removes; elsewhere memory, and several processes are refused. `memory://`: each
+            process has channels of its own. `sqlite:///PATH`: a file, for the processes of one host; its history outlives the
+            server. `redis://HOST:PORT/DB`, `rediss://…`, `unix://PATH`: Redis or Valkey, for several hosts.
+        broker_timeout: Seconds that a publish, or reading a channel's history, may take while the broker can't be reached; then
+            `BrokerUnavailable` is raised.
         broker_prefix: What the keys in Redis begin with, so that several apps can share one.
-        history: Events that each channel keeps for clients that come back; at least 8.
-        history_seconds: Seconds that it keeps them; in a channel that has gone quiet, until the last has had its time.
+        history: Events that each channel keeps for clients that come back; `sse.channel(…, history=)` sets it for one channel.
+        history_seconds: Seconds that a channel keeps them; in one that has gone quiet the older ones stay until the last has had
+            its time. The ends of tasks and resumable runs are kept as long.
         history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
-        max_streams_per_client: Streams that one client, by its address or by `sse.client_key`, may have open in a worker.
+        max_streams_per_client: Streams of one client in a worker, told apart by address or by `@sse.client_key`; None for no
+            limit. Behind a proxy all clients have its address, unless the app sets `ProxyFix` up.
         max_channels_per_stream: Channels that one subscription may name.
         slow_client: What becomes of a client that falls behind its channel's history: `"disconnect"`, so that it reconnects and
-            replays, or `"latest"`, a reset event and the newest.
-        open_event: The name of the event that opens a subscription and carries its position; None for an id without an event.
+            replays, or `"latest"`, a reset event and then the newest.
+        open_event: The name of the event that opens a subscription and carries its position. None: only an id, without an event,
+            which Firefox and several other clients don't keep.
         reset_event: The name of the event that tells a client that something is gone.
-        end_event: The name of the event that ends a channel, unless the channel has its own.
+        end_event: The name of the event that ends a channel, unless the channel has its own, and a resumable run.
         error_event: The name of the event that tells a client of an error.
-        public_channels: Glob patterns of the channels that the blueprint's routes serve to anyone.
-        metrics_channels: Glob patterns of channels, 100 at the most, by which metrics count events and subscriptions; a channel
-            counts under the first that matches.
-        cors_origins: Origins of other sites whose pages may use the blueprint's routes, with cookies; `"*"` for any, without.
+        public_channels: Glob patterns of the channels that anyone may subscribe to by the blueprint's routes. They are
+            case-sensitive, and `*` stands for slashes too.
+        metrics_channels: Glob patterns by which metrics count subscriptions and events; a channel counts under the first that
+            matches, else under `other`. There may be 100 of them, of 200 characters each: each is a time series.
+        cors_origins: Origins of other sites whose pages may use the blueprint's routes, exactly as browsers send them
+            (`"https://app.example.com"`), with cookies; `"*"` for any other, without.
 
     Source:
         Which proxies cut idle streams, and after how long, is what the keepalive's default goes by: 29 s is the shortest.
@@ -288,18 +305,26 @@ UNSET: Final[Any] = _Unset()
 class StreamOptions:
     """What one view, or one response, sets for its streams; each that isn't given is the app's setting.
 
+    What values each may have is said by `InvalidSetting.expected`.
+
     Attributes:
         keepalive: As `SSE_KEEPALIVE_INTERVAL`, in seconds.
-        timeout: As `SSE_STREAM_TIMEOUT`, in seconds; None for no limit.
+        timeout: As `SSE_STREAM_TIMEOUT`, in seconds; None for no limit. Of a resumable stream it is the run's, not its viewers'.
         retry: As `SSE_RETRY`, in milliseconds; None says nothing.
-        max_age: As `SSE_MAX_AGE`, in seconds; None for no limit.
+        max_age: As `SSE_MAX_AGE`, in seconds; None for no limit. A viewer's of a resumable stream: the run goes on.
         lifecycle: True, or a mapping of what the `start` event carries besides, for a stream that begins with a `start` event
-            and ends with a `complete` or an error event.
-        negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array.
-        g: Names of attributes of `flask.g` whose values the generator's own `g` gets.
-        coalesce: Seconds within which texts that are yielded are joined to one event; above 0. None joins nothing.
-        resumable: Whether the generator runs detached from its clients, so that one that comes back goes on where it was.
-        detach_grace: Seconds that a resumable generator goes on when its last client has left; at least 0.
+            and ends with a `complete` event (the generator's return value is its `result`) or an error event. A client that comes
+            back after that gets 204, which stops a browser's EventSource.
+        negotiate: Whether a client that accepts JSON and no event stream gets the collected events as one JSON array; of
+            `SSE_RUN_BYTES` at the most.
+        g: Names of attributes of `flask.g` whose values the generator's own `g` gets. They are values, not connections: what
+            teardown functions close is closed by then.
+        coalesce: Seconds within which texts that are yielded (a model's tokens) are joined to one event. Nothing is reordered, and
+            the first text, and one after a pause, is sent at once. None joins nothing.
+        resumable: Whether the generator runs detached from its clients: one that loses its connection, or reloads the page and asks
+            with the last event's id, goes on after that event, on any worker, and the generator isn't run again. Its events' ids
+            are ours. All that it yields is kept until `SSE_HISTORY_SECONDS` after its end, `SSE_RUN_BYTES` at the most.
+        detach_grace: Seconds that a resumable generator goes on when its last client has left; then it is cancelled.
 
     Raises:
         InvalidSetting: An option has a value that it can't have.

@@ -199,8 +199,9 @@ class GeneratorProducer:
                     time.sleep(DROP_SECONDS)
                     continue
                 if self._before_first is not None:
-                    before_first, self._before_first = self._before_first, None
-                    before_first()
+                    # It knows the response, which nothing here may keep.
+                    self._before_first()
+                    self._before_first = None
                 stream.put(item, joins=True)
                 if runner.give_way(stream.last_write):
                     stream.goes_on()

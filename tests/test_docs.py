@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from docs.directives import settings
 from sseflask import __main__, cli
 from sseflask.brokers import open_store
 from sseflask.config import Settings
@@ -68,12 +69,15 @@ def test_each_make_command_of_the_readme_exists() -> None:
 
 def test_each_setting_is_documented_with_its_default() -> None:
     """docs/reference/settings.md has each setting, with its default."""
-    rows = re.findall(r"^\| `(SSE_\w+)` \| (\S+) \|", (ROOT / "docs/reference/settings.md").read_text(), re.MULTILINE)
-    defaults = {f"SSE_{field.name.upper()}": field.default for field in dataclasses.fields(Settings)}
+    blocks = re.findall(r"^```\{settings\}\n(.*?)^```", (ROOT / "docs/reference/settings.md").read_text(), re.DOTALL | re.MULTILINE)
+    told = [line.split(" ")[0] for block in blocks for line in block.splitlines()]
+    shown = {name: settings.markdown(settings.settings()[name]) for name in told}
+    assert len(told) == len(shown)
 
-    def shown(value: object) -> str:
+    def written(value: object) -> str:
         if isinstance(value, float):
             return f"{value:g}"
         return f'"{value}"' if isinstance(value, str) else "[]" if value == () else str(value)
 
-    assert dict(rows) == {name: shown(default) for name, default in defaults.items()}
+    rows = {name: re.findall(r"^:default: `(.*?)`", text, re.MULTILINE) for name, text in shown.items()}
+    assert rows == {f"SSE_{field.name.upper()}": [written(field.default)] for field in dataclasses.fields(Settings)}
