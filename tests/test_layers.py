@@ -38,6 +38,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("detached", "lease", "metrics", "worker"),
     ("tasks",),
     ("auth", "control", "progress", "runs", "viewer"),
+    ("installation",),
     ("cors", "dashboard"),
     ("cli", "views"),
     ("extension",),

@@ -26,7 +26,8 @@ from ..config import DEFAULTS, Settings
 from ..decoder import EventDecoder
 from ..errors import InvalidSetting
 from ..event import ServerSentEvent
-from ..extension import KEY, SSE, Installation
+from ..extension import SSE
+from ..installation import KEY, Installation
 from ..log import EventId
 from ..response import SubscriptionResponse
 from ..subscription import Selection
