@@ -20,8 +20,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sseflask"
 # Lowest first. A module, or a subpackage as a whole, uses only floors below its own; neighbours on a floor don't know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("event",),
+    ("event", "position"),
     ("coalesce", "decoder"),
+    ("ring",),
     ("log",),
     ("config",),
     ("address", "native"),
@@ -52,7 +53,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WORKERS_OWN = {"gevent", "gunicorn"}
 
 # The core never waits (STYLE 1).
-CORE = ("event", "coalesce", "decoder", "log")
+CORE = ("event", "position", "coalesce", "decoder", "ring", "log")
 NOT_IN_CORE = {
     "asyncio",
     "flask",

@@ -28,7 +28,7 @@ from ..errors import InvalidSetting
 from ..event import ServerSentEvent
 from ..extension import SSE
 from ..installation import KEY, Installation
-from ..log import EventId
+from ..position import EventId
 from ..response import SubscriptionResponse
 from ..subscription import Selection
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import gevent.event
 
-from sseflask.log import Batch
+from sseflask.ring import Batch
 from sseflask.state import CloseReason
 from sseflask.stream import Stream
 
