@@ -49,8 +49,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
-# Only the worker, and what it owns, knows gevent and gunicorn (DESIGN 3.6).
-WORKERS_OWN = {"gevent", "gunicorn"}
+# Only the worker, and what it owns, knows gevent, its greenlets and gunicorn (DESIGN 3.6).
+WORKERS_OWN = {"gevent", "greenlet", "gunicorn"}
 
 # The core never waits (STYLE 1).
 CORE = ("event", "position", "coalesce", "decoder", "ring", "log")
