@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .emitter import RESERVED, Listener
 from .errors import EventTooLarge, InvalidChannel, InvalidEvent
 from .event import ServerSentEvent, to_event
-from .log import EventId, RunId
+from .position import EventId, RunId
 
 if TYPE_CHECKING:
     from .brokers import Broker

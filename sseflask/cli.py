@@ -30,7 +30,7 @@ from .event import ServerSentEvent
 from .stream import is_final_id
 
 if TYPE_CHECKING:
-    from .extension import Installation
+    from .installation import Installation
 
 P = ParamSpec("P")
 

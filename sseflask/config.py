@@ -202,7 +202,7 @@ class Settings:
             limit. Behind a proxy all clients have its address, unless the app sets `ProxyFix` up.
         max_channels_per_stream: Channels that one subscription may name.
         slow_client: What becomes of a client that falls behind its channel's history: `"disconnect"`, so that it reconnects and
-            replays, or `"latest"`, a reset event and then the newest.
+            replays, or `"latest"`, a reset event and then what is published from there on.
         open_event: The name of the event that opens a subscription and carries its position. None: only an id, without an event,
             which Firefox and several other clients don't keep.
         reset_event: The name of the event that tells a client that something is gone.

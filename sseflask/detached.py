@@ -20,8 +20,8 @@ from .current import active
 from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, StreamError, TaskEnded
 from .event import ServerSentEvent, to_event
-from .log import Batch
 from .response import request_id
+from .ring import Batch
 from .state import CloseReason
 from .stream import Stream
 

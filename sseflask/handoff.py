@@ -14,7 +14,7 @@ from flask import Response
 from . import native
 from .decoder import EventDecoder
 from .errors import StreamError
-from .log import Batch
+from .ring import Batch
 
 #: Bytes that wait for the server before the producer does.
 BOUND_BYTES: Final = 64 * 1024

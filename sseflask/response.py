@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -275,6 +276,7 @@ class EventIterable(Iterator[bytes]):
         assert producer is not None
         self._response = self._producer = self._environ = self._start_response = None
         handover: Handover | None = environ.get(HANDOVER)
+        timeout, began = self._open_timeout, time.monotonic()
         limit = self._begin(producer, response, handover)
         if limit is not None:
             process.current().refuse(limit, REFUSALS[limit])
@@ -283,7 +285,8 @@ class EventIterable(Iterator[bytes]):
             self._stream.sink_ended()
             self._answer(response, refusal(limit, self._settings), environ, start_response)
             return None
-        failure = self._handoff.open(self._open_timeout)
+        # A worker's producer has run already, until it waited.
+        failure = self._handoff.open(None if timeout is None else max(timeout - (time.monotonic() - began), 0.0))
         if failure is not None:
             if failure.response is None:
                 raise failure.error or RuntimeError("a stream failed before it opened")

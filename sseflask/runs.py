@@ -26,9 +26,10 @@ from .errors import BrokerUnavailable, StreamClosed, StreamError, StreamTimeout,
 from .event import ServerSentEvent
 from .handoff import Failure, Handoff
 from .lease import TURN_SECONDS
-from .log import KEEP_ALL, RunId
+from .position import RunId
 from .producer import GeneratorProducer, Runner
 from .response import HEADERS, UNAVAILABLE, EventSourceResponse, active_app, find_client, last_event_id, refusal
+from .ring import KEEP_ALL
 from .state import CloseReason
 from .stream import Stream, error_data, timestamp
 from .subscription import Beginning, Selection, Subscription, reset_frame

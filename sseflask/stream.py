@@ -23,7 +23,7 @@ from .coalesce import Coalescer
 from .config import Settings, StreamOptions
 from .errors import EventTooLarge, InvalidEvent, StreamClosed, StreamError, StreamTimeout
 from .event import KEEPALIVE, ServerSentEvent, encode_item, retry_frame, to_event
-from .log import EventId, RunId
+from .position import EventId, RunId
 from .state import TRANSITIONS, CloseReason, Keeper, Part, Producer, Sink, StreamState
 
 log = logging.getLogger("sseflask.stream")

@@ -15,7 +15,8 @@ from .brokers import Broker
 from .config import Settings
 from .errors import StreamClosed
 from .event import ServerSentEvent, encode_item, retry_frame, to_event
-from .log import BATCH_BYTES, ChannelLog, Entry, EventId
+from .position import EventId
+from .ring import BATCH_BYTES, ChannelLog, Entry
 from .state import CloseReason, Sink
 from .stream import Stream
 

@@ -14,8 +14,9 @@ from .brokers.tasks import TaskRecord
 from .config import StreamOptions
 from .errors import UnknownTask
 from .handoff import Handoff
-from .log import Entry, EventId
+from .position import EventId
 from .response import HEADERS, EventSourceResponse, last_event_id
+from .ring import Entry
 from .stream import is_final_id
 from .subscription import Beginning, Selection, Subscription, open_frame, place, reset_frame
 from .tasks import ENDS, Tasks, facts_of

@@ -17,7 +17,7 @@ from flask import Flask, Response, abort, request, session, url_for
 from sseflask import SSE, AlreadyInstalled, EventDecoder, InvalidEvent, InvalidSetting, ServerSentEvent
 from sseflask.compat import flask_sse
 from sseflask.compat.flask_sse import Message, ServerSentEventsBlueprint
-from sseflask.log import EventId
+from sseflask.position import EventId
 from sseflask.testing import EventReader, EventsMissing, read_events, reader_of
 from tests.live.apps.flask_sse_app import check_access
 from tests.live.process import wait_until

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ from sseflask import (
     process,
 )
 from sseflask.config import Settings
+from sseflask.handoff import Handoff
+from sseflask.producer import GeneratorProducer
 from tests.live.process import wait_until
 
 TWO = b"data: one\n\ndata: two\n\n"
@@ -499,6 +502,26 @@ class TestNegotiation:
 
 class TestEventSourceResponse:
     """The response, used directly."""
+
+    def test_open_timeout_includes_work(self, sse: SSE, client: FlaskClient, app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The time that a worker's generator runs before it first waits is part of `SSE_OPEN_TIMEOUT`."""
+        start, open_handoff = GeneratorProducer.start, Handoff.open
+        waited: list[float] = []
+
+        def start_late(producer: GeneratorProducer, runner: Any, response: Any) -> bool:
+            time.sleep(0.2)
+            return start(producer, runner, response)
+
+        def open_noted(handoff: Handoff, timeout: float | None) -> Any:
+            assert timeout is not None
+            waited.append(timeout)
+            return open_handoff(handoff, timeout)
+
+        monkeypatch.setattr(GeneratorProducer, "start", start_late)
+        monkeypatch.setattr(Handoff, "open", open_noted)
+        app.get("/two")(sse.stream(two))
+        assert client.get("/two").status_code == 200
+        assert 0 <= waited[0] <= Settings().open_timeout - 0.2
 
     @pytest.mark.parametrize("iterable", [["one", "two"], ("one", "two"), iter(["one", "two"])], ids=type)
     def test_iterables(self, app: Flask, sse: SSE, client: FlaskClient, iterable: Any) -> None:

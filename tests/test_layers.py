@@ -20,8 +20,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sseflask"
 # Lowest first. A module, or a subpackage as a whole, uses only floors below its own; neighbours on a floor don't know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("event",),
+    ("event", "position"),
     ("coalesce", "decoder"),
+    ("ring",),
     ("log",),
     ("config",),
     ("address", "native"),
@@ -38,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("detached", "lease", "metrics", "worker"),
     ("tasks",),
     ("auth", "control", "progress", "runs", "viewer"),
+    ("installation",),
     ("cors", "dashboard"),
     ("cli", "views"),
     ("extension",),
@@ -47,11 +49,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
-# Only the worker, and what it owns, knows gevent and gunicorn (DESIGN 3.6).
-WORKERS_OWN = {"gevent", "gunicorn"}
+# Only the worker, and what it owns, knows gevent, its greenlets and gunicorn (DESIGN 3.6).
+WORKERS_OWN = {"gevent", "greenlet", "gunicorn"}
 
 # The core never waits (STYLE 1).
-CORE = ("event", "coalesce", "decoder", "log")
+CORE = ("event", "position", "coalesce", "decoder", "ring", "log")
 NOT_IN_CORE = {
     "asyncio",
     "flask",

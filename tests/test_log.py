@@ -17,19 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import sseflask.log
 from sseflask import EventDecoder, ServerSentEvent
-from sseflask.log import (
-    BATCH_BYTES,
-    ENTRY_BYTES,
-    KEEP_ALL,
-    KEPT_BATCHES,
-    NEAR,
-    REMEMBERED_CHANNELS,
-    Batch,
-    ChannelLog,
-    Entry,
-    EventId,
-    Log,
-)
+from sseflask.log import REMEMBERED_CHANNELS, Log
+from sseflask.position import EventId
+from sseflask.ring import BATCH_BYTES, ENTRY_BYTES, KEEP_ALL, KEPT_BATCHES, NEAR, Batch, ChannelLog, Entry
 
 EPOCH = "0123456789ab"
 OTHER_EPOCH = "ba9876543210"

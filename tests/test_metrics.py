@@ -27,7 +27,7 @@ from sseflask.brokers import SharedBroker, make_broker
 from sseflask.config import Settings
 from sseflask.event import KEEPALIVE
 from sseflask.ledger import Ledger, added, not_below
-from sseflask.log import EventId
+from sseflask.position import EventId
 from sseflask.tally import BOUNDS, Histogram, Latency, Tallies
 from tests.live.process import wait_until
 from tests.test_subscription import World

@@ -18,9 +18,10 @@ from flask import Flask, Response
 from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, Stream, process
 from sseflask.brokers import Broker
 from sseflask.handoff import Handoff
-from sseflask.log import BATCH_BYTES, Batch, EventId
+from sseflask.position import EventId
 from sseflask.producer import Runner, ThreadRunner
 from sseflask.response import HANDOVER
+from sseflask.ring import BATCH_BYTES, Batch
 from tests.live.process import wait_until
 
 OPEN, RESET, END, ERROR = "stream-open", "stream-reset", "stream-end", "error"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _socket
 import gc
+import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +26,7 @@ from sseflask.worker.collector import GROWTH, Collector
 from sseflask.worker.entrance import TURN_SECONDS, Entrance
 from sseflask.worker.handover import GreenletRunner, Turn
 from sseflask.worker.poller import Poller
-from sseflask.worker.sink import SocketSink
+from sseflask.worker.sink import HELD_BYTES, SocketSink
 
 
 def in_a_hub(work: Callable[[], None]) -> None:
@@ -293,6 +295,47 @@ class TestBurst:
             client.close()
 
         in_a_hub(fill)
+
+    def test_much_at_once(self) -> None:
+        """No more waits for a client that doesn't read than a little: a burst of large events isn't kept whole."""
+
+        def fill() -> None:
+            client = Client(iter(["x" * 4000] * 2000), bufsize=65536)
+            sink = client.stream.sink
+            assert isinstance(sink, SocketSink)
+            until = time.monotonic() + 20
+            while sink.blocked_since is None and time.monotonic() < until:
+                gevent.sleep(0.001)
+            assert 0 < len(sink._pending) <= 2 * HELD_BYTES
+            assert "".join(client.chunks()).count("data: ") == 2000
+            client.close()
+
+        in_a_hub(fill)
+
+    def test_forked_child(self) -> None:
+        """A child that the generator forks after a burst sends nothing of it: each event comes once."""
+
+        def fork() -> None:
+            def generate() -> Iterator[int]:
+                yield from range(50)
+                sink = client.stream.sink
+                assert isinstance(sink, SocketSink) and sink._held
+                with warnings.catch_warnings():
+                    # This process has threads, as pytest's have.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    child = os.fork()
+                if child == 0:
+                    # As its hub does, which is a copy of its parent's, with all that waits in it.
+                    sink._send_held()
+                    os._exit(0)
+                os.waitpid(child, 0)
+                yield 50
+
+            client = Client(generate())
+            assert numbers(client.chunks()) == list(range(51))
+            client.close()
+
+        in_a_hub(fork)
 
     def test_hang_up_in_it(self) -> None:
         """A client that leaves ends the generator, and nothing is left behind."""

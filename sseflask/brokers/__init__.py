@@ -3,7 +3,7 @@
 Whoever adds one writes a `Store`, its `Follower` and its `TaskStore`; `SharedBroker` does the rest.
 """
 
-from sseflask.log import Entry
+from sseflask.ring import Entry
 
 from .base import Broker, Waker
 from .memory import MemoryBroker

@@ -9,7 +9,9 @@ from typing import Final, Protocol
 
 from sseflask.emitter import Channel, EventEmitter, Subscriber
 from sseflask.event import ServerSentEvent
-from sseflask.log import ChannelLog, EventId, Log
+from sseflask.log import Log
+from sseflask.position import EventId
+from sseflask.ring import ChannelLog
 from sseflask.tally import Latency, Tallies
 
 from .tasks import TaskChange, TaskStore

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from sseflask import native
 from sseflask.errors import BrokerUnavailable
-from sseflask.log import Entry
+from sseflask.ring import Entry
 
 from .redis_connection import Endpoint, Link
 from .redis_script import live_entry, new_life

@@ -23,7 +23,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from sseflask.log import KEEP_ALL, Entry
+from sseflask.ring import KEEP_ALL, Entry
 
 from .store import Publication
 from .tasks import REMEMBERED_SECONDS, TaskState

@@ -15,7 +15,9 @@ from sseflask import native
 from sseflask.emitter import Channel, Subscriber
 from sseflask.errors import BrokerUnavailable, TaskEnded
 from sseflask.event import ServerSentEvent
-from sseflask.log import Entry, EventId, Log
+from sseflask.log import Log
+from sseflask.position import EventId
+from sseflask.ring import Entry
 
 from .base import Broker, Keep, Waker
 from .store import Head, Publication, Reading, Store

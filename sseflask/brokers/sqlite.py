@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
-from sseflask.log import ENTRY_BYTES, KEEP_ALL, REMEMBERED_CHANNELS, Entry
+from sseflask.log import REMEMBERED_CHANNELS
+from sseflask.ring import ENTRY_BYTES, KEEP_ALL, Entry
 
 from . import sqlite_tasks
 from .sqlite_file import Connection, FileReplaced, Opened, commit, read_head

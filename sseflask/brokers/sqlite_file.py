@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from sseflask import native
 from sseflask.errors import BrokerUnavailable
-from sseflask.log import KEEP_ALL, Entry
+from sseflask.ring import KEEP_ALL, Entry
 
 from .store import Head
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from sseflask import native
 from sseflask.errors import BrokerUnavailable
-from sseflask.log import Entry
+from sseflask.ring import Entry
 
 from .sqlite_file import Busy, Connection, FileReplaced, Opened, read_head
 from .store import Feed, Head

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
-from sseflask.log import Entry
+from sseflask.ring import Entry
 
 from .tasks import TaskChange, TaskStore
 

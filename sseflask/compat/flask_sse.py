@@ -26,8 +26,9 @@ from ..config import DEFAULTS, Settings
 from ..decoder import EventDecoder
 from ..errors import InvalidSetting
 from ..event import ServerSentEvent
-from ..extension import KEY, SSE, Installation
-from ..log import EventId
+from ..extension import SSE
+from ..installation import KEY, Installation
+from ..position import EventId
 from ..response import SubscriptionResponse
 from ..subscription import Selection
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import logging
+import os
 from typing import Any, Final, Protocol
 
 import gevent
@@ -46,12 +47,14 @@ class Poller:
 
     Attributes:
         loop: The hub's.
+        pid: The process that it was made in.
     """
 
     def __init__(self) -> None:
         # Patching takes epoll out of the module, since it isn't gevent's; this one never waits.
         self._epoll: Any = monkey.get_original("select", "epoll")()
         self._polled: dict[int, Polled] = {}
+        self.pid = os.getpid()
         self.loop: Any = gevent.get_hub().loop
         self._watcher = self.loop.io(self._epoll.fileno(), _READ)
         self._watcher.start(self._ready)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import _socket
 import errno
+import os
 import struct
 import time
 from typing import Final
 
 import gevent.event
 
-from sseflask.log import Batch
+from sseflask.ring import Batch
 from sseflask.state import CloseReason
 from sseflask.stream import Stream
 
@@ -18,6 +19,8 @@ from .poller import EPOLLERR, EPOLLHUP, EPOLLOUT, EPOLLRDHUP, Poller
 
 #: The connection's `TCP_USER_TIMEOUT` while its buffer is full, as a part of `SSE_SEND_TIMEOUT`; else it is that itself.
 BLOCKED_USER_TIMEOUT: Final = 1.5
+#: Bytes of a burst that are sent together at the most.
+HELD_BYTES: Final = 16 * 1024
 #: What a client sees of a stream that is cut: a reset, never an end that looks whole.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -47,7 +50,7 @@ class SocketSink:
         self._chunked = chunked
         self._pending: bytes | memoryview = b""
         # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way.
-        self._held: list[bytes] | None = None
+        self._held: bytearray | None = None
         self._finishing = False
         self._taken: gevent.event.Event | None = None
         self.blocked_since: float | None = None
@@ -76,12 +79,13 @@ class SocketSink:
         """Keeps frames of a burst, to be sent together in the hub's next turn. Returns whether all before them was taken."""
         if self._sock is None or self._finishing:
             return True
-        if self._pending:
+        if self._pending or len(data) + len(self._held or b"") > HELD_BYTES:
             return self.write(data)
         if self._held is None:
-            self._held = []
+            self._held = bytearray(data)
             self._poller.loop.run_callback(self._send_held)
-        self._held.append(data)
+        else:
+            self._held += data
         return True
 
     def write_batch(self, batch: Batch) -> bool:
@@ -148,10 +152,13 @@ class SocketSink:
                     self._shut_down()
 
     def _take_held(self) -> bytes:
-        held, self._held = self._held or (), None
-        return b"".join(held)
+        held, self._held = self._held or b"", None
+        return bytes(held)
 
     def _send_held(self) -> None:
+        if os.getpid() != self._poller.pid:
+            # A child that the generator has forked: what waits here is its parent's to send.
+            self._held = None
         if self._held and self._sock is not None and not self._send(self._framed(self._take_held())):
             self._stream.is_blocked()
 

@@ -15,7 +15,9 @@ import pytest
 from sseflask import EventDecoder, ServerSentEvent
 from sseflask.brokers import Broker
 from sseflask.emitter import Channel, Subscriber
-from sseflask.log import Entry, EventId, Resumption
+from sseflask.log import Resumption
+from sseflask.position import EventId
+from sseflask.ring import Entry
 
 TOKEN_SECONDS = 60
 HISTORY_SECONDS = 300.0

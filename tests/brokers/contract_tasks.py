@@ -12,7 +12,7 @@ from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.store import Head
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, Lease, TaskChange, TaskRecord, TaskState
 from sseflask.errors import TaskEnded
-from sseflask.log import KEEP_ALL, Entry
+from sseflask.ring import KEEP_ALL, Entry
 from tests.brokers.contract import HISTORY_SECONDS, Clock, InlineWaker, Reader, event, kept, parsed, resumed, run_together
 
 FINAL = (TaskState.COMPLETED, TaskState.FAILED, TaskState.CANCELLED)

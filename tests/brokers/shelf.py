@@ -15,7 +15,8 @@ from collections.abc import Collection, Mapping
 from sseflask import native
 from sseflask.brokers.store import Feed, Head, Publication, Reading, Stored
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, MemoryTasks, TaskStore
-from sseflask.log import Entry, Log
+from sseflask.log import Log
+from sseflask.ring import Entry
 
 TOKEN_SECONDS = 60.0
 POLL_SECONDS = 0.1

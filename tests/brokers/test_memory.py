@@ -16,7 +16,7 @@ from sseflask.brokers import Broker, MemoryBroker
 from sseflask.brokers.base import WAITING_EVENTS
 from sseflask.brokers.tasks import REMEMBERED_SECONDS
 from sseflask.emitter import Channel
-from sseflask.log import ENTRY_BYTES, KEEP_ALL
+from sseflask.ring import ENTRY_BYTES, KEEP_ALL
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept
 from tests.brokers.contract_tasks import OpenPair, TaskContract
 

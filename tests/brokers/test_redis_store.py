@@ -23,7 +23,7 @@ from sseflask.brokers.redis_follower import RedisFollower
 from sseflask.brokers.store import Head, Publication, Reading, Stored
 from sseflask.brokers.tasks import Lease, TaskChange, TaskState
 from sseflask.errors import BrokerUnavailable, InvalidSetting
-from sseflask.log import KEEP_ALL, Entry
+from sseflask.ring import KEEP_ALL, Entry
 from tests.live.process import wait_until
 from tests.redis import Proxy, RedisServer, free_port, needs_redis
 

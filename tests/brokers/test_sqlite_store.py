@@ -28,7 +28,8 @@ from sseflask.brokers.sqlite_follower import SQLiteFollower
 from sseflask.brokers.store import Head, Publication
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, Part, TaskChange, TaskRecord, TaskState
 from sseflask.errors import BrokerUnavailable
-from sseflask.log import KEEP_ALL, REMEMBERED_CHANNELS, Entry
+from sseflask.log import REMEMBERED_CHANNELS
+from sseflask.ring import KEEP_ALL, Entry
 from tests.live.process import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,147 @@
+"""What an app has of sseflask: its settings, and in each process its broker, its tasks and what its processes tell one another."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import os
+import re
+import urllib.parse
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from flask import Flask, has_request_context, request
+
+from . import process, runs
+from .brokers import Broker, make_broker
+from .config import Settings, redacted
+from .control import Control
+from .errors import BrokerUnavailable
+from .tasks import Tasks
+
+if TYPE_CHECKING:
+    from .extension import SSE
+
+log = logging.getLogger("sseflask.broker")
+
+#: The key of `app.extensions` under which an app's installation is found.
+KEY: Final = "sse"
+
+
+class Installation:
+    """What an app has of sseflask: `app.extensions["sse"]`.
+
+    Attributes:
+        sse: The extension that was installed.
+        settings: The app's settings, as they were when it was.
+        ready: The app's broker, once it has been made in this process and may be used by whoever asks; else None.
+    """
+
+    def __init__(self, sse: SSE, settings: Settings, name: str) -> None:
+        self.sse = sse
+        self.settings = settings
+        self.ready: Broker | None = None
+        self._name = name
+        self._is_auto = settings.broker_url == "auto"
+        self._brokers: dict[int, Broker] = {}
+        self._controls: dict[int, Control] = {}
+        self._tasks: dict[int, Tasks] = {}
+
+    @property
+    def broker(self) -> Broker:
+        """The app's broker in this process, made at first use.
+
+        Raises:
+            BrokerUnavailable: Other processes serve the app too, and nothing joins them.
+        """
+        if (
+            self._is_auto
+            and (here := process.current()).directory is None
+            and (here.workers > 1 or (has_request_context() and request.environ.get("wsgi.multiprocess")))
+        ):
+            raise BrokerUnavailable(
+                "several processes serve this app, and an event published in one would not reach the streams of the others: set "
+                "SSE_BROKER_URL to sqlite:///PATH or redis://…, run them under sseflask.worker.StreamWorker, or set it to "
+                "memory:// if each is to have channels of its own"
+            )
+        broker = self._brokers.get(os.getpid())
+        if broker is None:
+            # Two threads may come here together: the listeners are in the broker before anyone else sees it.
+            made = self._make_broker()
+            broker = self._brokers.setdefault(os.getpid(), made)
+            if broker is made:
+                process.current().on_exit.append(broker.close)
+                process.current().brokers.append(broker)
+                broker.open()
+        if self.ready is None and (not self._is_auto or process.current().directory is not None):
+            # A forked child has none yet: until then nobody needs to ask for the process's id.
+            _forget_in_children()
+            _ready.add(self)
+            self.ready = broker
+        return broker
+
+    @property
+    def control(self) -> Control:
+        """What this process tells the app's others, and hears from them."""
+        control = self._controls.get(os.getpid())
+        if control is None:
+            control = self._controls.setdefault(os.getpid(), Control(lambda: self.broker, self.tasks))
+        return control
+
+    @property
+    def tasks(self) -> Tasks:
+        """The app's tasks, as this process sees them."""
+        tasks = self._tasks.get(os.getpid())
+        if tasks is None:
+            made = Tasks(self)
+            tasks = self._tasks.setdefault(os.getpid(), made)
+            if tasks is made:
+                made.lose["run"] = lambda record: runs.lose(made, record)
+                process.current().on_exit.insert(0, made.close)
+        return tasks
+
+    @property
+    def broker_in_use(self) -> Broker | None:
+        """The app's broker in this process, if it has been used."""
+        return self._brokers.get(os.getpid())
+
+    def _make_broker(self) -> Broker:
+        here, url = process.current(), self.settings.broker_url
+        if url == "auto" and here.directory is not None:
+            # What dies with the server needs no word from the disk.
+            url = f"sqlite:///{urllib.parse.quote(str(here.directory / self._name))}.sqlite?synchronous=off"
+        broker = make_broker(self.settings, url, here.waker, here.timer.call_every_second)
+        shown = redacted(url)
+        log.info(
+            "events travel by %s (SSE_BROKER_URL is %r)", shown, redacted(self.settings.broker_url), extra={"sse_broker": shown}
+        )
+        for name, listener in self.sse.listeners:
+            broker.emitter.on(name, listener)
+        return broker
+
+
+#: The installations whose broker is ready in this process.
+_ready: Final[weakref.WeakSet[Installation]] = weakref.WeakSet()
+
+
+@functools.cache
+def _forget_in_children() -> None:
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _forget() -> None:
+    for installation in list(_ready):
+        installation.ready = None
+    _ready.clear()
+
+
+#: How many apps have had a name, so that each has a name of its own; the same in each process that loads them in the same order.
+_named: Final[collections.Counter[str]] = collections.Counter()
+
+
+def file_name(app: Flask) -> str:
+    """A name for an app's file, the same in all processes of a server."""
+    plain = re.sub(r"\W+", "-", app.import_name)[:60].strip("-") or "app"
+    _named[plain] += 1
+    return plain if _named[plain] == 1 else f"{plain}-{_named[plain]}"
