@@ -33,6 +33,7 @@ extensions = [
 # The theme brings domains for other projects, which MyST can't search.
 suppress_warnings = ["myst.domains"]
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
 nitpicky = True
 # Types of others: the site is built without asking their sites where they stand.
 nitpick_ignore_regex = [("py:.*", r"(?!sseflask).*|sseflask\.tally\.Latency")]
@@ -56,3 +57,7 @@ html_theme = "flask"
 html_title = f"sseflask {release}"
 html_show_sourcelink = False
 html_theme_options = {"index_sidebar_logo": False}
+html_static_path = ["_static"]
+html_css_files = ["sseflask.css"]
+# Where the reader is among all pages, not the last and the next one only; then the page itself, whose headings may be many.
+html_sidebars = {"**": ["searchbox.html", "pages.html", "on_this_page.html"]}
