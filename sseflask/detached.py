@@ -187,7 +187,7 @@ class DetachedStream(Stream):
             return
         self._result = result
         try:
-            checked_event(self._last_event(CloseReason.COMPLETED), self._settings.max_event_bytes)
+            self._check_last(CloseReason.COMPLETED)
         except InvalidEvent as error:
             log.exception("the result of %s can't be published", self.quoted_path, extra=self.log_extra)
             self.fail(error)
@@ -198,10 +198,17 @@ class DetachedStream(Stream):
         """Ends the stream because its producer raised."""
         self._error = error
         try:
-            checked_event(self._last_event(CloseReason.ERROR), self._settings.max_event_bytes)
+            self._check_last(CloseReason.ERROR)
         except InvalidEvent as problem:
-            log.exception("the details of the error of %s can't be published", self.quoted_path, extra=self.log_extra)
-            self._error = problem
+            details = error.details if isinstance(error, StreamError) else None
+            text = "the error of %s can't be published with its details: %r"
+            log.exception(text, self.quoted_path, details, extra=self.log_extra)
+            self._error = error.without_details() if isinstance(error, StreamError) else problem
+            try:
+                self._check_last(CloseReason.ERROR)
+            except InvalidEvent:
+                # Its message can't be either.
+                self._error = problem
         self.end(CloseReason.ERROR)
 
     def producer_ended(self) -> None:
@@ -305,6 +312,9 @@ class DetachedStream(Stream):
             else:
                 self._signal(stored, event_id)
                 return
+
+    def _check_last(self, reason: CloseReason) -> None:
+        checked_event(self._last_event(reason), self._settings.max_event_bytes)
 
     def _tell_end(self) -> None:
         reason = self.reason

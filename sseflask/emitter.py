@@ -76,6 +76,16 @@ class Channel:
         self.unpaced = 0
 
 
+def check_listener(listener: object) -> None:
+    """Looks at whether a listener can be one.
+
+    Raises:
+        TypeError: It can't be called.
+    """
+    if not callable(listener):
+        raise TypeError(f"a listener is a function of one event, not {listener!r}")
+
+
 class EventEmitter:
     """Calls the listeners of a channel with each of its events, in the order in which they were emitted.
 
@@ -268,8 +278,7 @@ class EventEmitter:
                 self._is_flushing = False
 
     def _add(self, channel: str, listener: Listener, *, once: bool) -> Listener:
-        if not callable(listener):
-            raise TypeError(f"a listener is a function of one event, not {listener!r}")
+        check_listener(listener)
         with self.lock:
             found = self._channels.get(channel)
             if found is None:

@@ -149,7 +149,7 @@ class StreamError(SSEError):
     Args:
         message: What the client is told.
         error_type: A short name that client code can compare.
-        details: JSON-serialisable facts, sent along as `details`.
+        details: JSON-serialisable facts, sent along as `details`. What JSON can't express is left out, all of it, and logged.
         status: The HTTP status of that response, 400 to 599.
     """
 
@@ -166,6 +166,10 @@ class StreamError(SSEError):
         self.error_type = error_type
         self.details = dict(details) if details else None
         self.status = status
+
+    def without_details(self) -> StreamError:
+        """The same without details, for where those can't be sent."""
+        return StreamError(self.message, error_type=self.error_type, status=self.status)
 
 
 class StreamClosed(BaseException):

@@ -17,7 +17,7 @@ from .auth import Authorize
 from .channel import Channel, checked_event, checked_name, one_name
 from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions
 from .current import heartbeat
-from .emitter import EventEmitter, Listener
+from .emitter import EventEmitter, Listener, check_listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent, to_event
 from .installation import KEY, Installation, file_name
@@ -296,10 +296,12 @@ class SSE(Blueprint):
 
         Raises:
             InvalidChannel: The channel can't have this name.
+            TypeError: What it decorates can't be called.
         """
         name = checked_name(channel)
 
         def listen(listener: Listener) -> Listener:
+            check_listener(listener)
             self.listeners.append((name, listener))
             for app in self._apps():
                 # A broker that is made later finds the listener then.

@@ -357,9 +357,17 @@ class Stream:
             error: What it raised.
 
         Raises:
-            InvalidEvent: It is a `StreamError` whose details can't be written.
+            InvalidEvent: It is a `StreamError` whose message can't be written.
         """
-        self.end(CloseReason.ERROR, self._error_frame(error))
+        try:
+            last = self._error_frame(error)
+        except InvalidEvent:
+            if not isinstance(error, StreamError):
+                raise
+            text = "the details of the error of the stream at %s can't be sent: %r"
+            log.exception(text, self.quoted_path, error.details, extra=self.log_extra)
+            last = self._error_frame(error.without_details())
+        self.end(CloseReason.ERROR, last)
 
     def take_interruption(self) -> StreamClosed | None:
         """What is to be raised in the producer because the stream has ended; None once it has been taken."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ from .stream import error_data
 
 if TYPE_CHECKING:
     from .extension import SSE
+
+log = logging.getLogger("sseflask.stream")
 
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
@@ -161,7 +164,11 @@ def _posted() -> ServerSentEvent:
 
 
 def _stream_error(error: StreamError) -> Response:
-    response = jsonify(error_data(error, debug=False))
+    try:
+        response = jsonify(error_data(error, debug=False))
+    except (TypeError, ValueError, RecursionError):
+        log.exception("the details of an error can't be sent: %r", error.details, extra={"sse_path": request.path})
+        response = jsonify(error_data(error.without_details(), debug=False))
     response.status_code = error.status
     return response
 

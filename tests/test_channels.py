@@ -417,6 +417,13 @@ class TestChannel:
         site.sse.publish("3", channel="other")
         assert heard == [("early", "1", first), ("early", "2", second), ("late", "2", second), ("handle", "2", second)]
 
+    def test_no_listener(self, site: Site) -> None:
+        """What can't be called is refused at once, whether or not there is an app, or a broker in use."""
+        for sse in (SSE(), site.sse):
+            with pytest.raises(TypeError, match="not 'no function'"):
+                sse.on("news")("no function")  # type: ignore[arg-type]
+        site.sse.publish("1", channel="news")
+
     def test_listeners_of_several_apps(self, make_site: MakeSite) -> None:
         """A listener hears the events of every app that the extension serves, each once."""
         sse = SSE()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
@@ -384,6 +385,23 @@ class TestErrors:
 
         reply = client.get("/")
         assert (reply.status_code, reply.text) == (418, "own used up")
+
+    def test_unwritable_details(self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+        """An error whose details JSON can't express is told without them, before the first event and after it; they are logged."""
+
+        @app.get("/<int:events>")
+        @sse.stream
+        def view(events: int) -> Iterator[str]:
+            yield from ["one"] * events
+            raise StreamError("used up", error_type="quota", details={"left": {5}}, status=429)
+
+        after = json.loads(EventDecoder().feed(client.get("/1").data)[-1].data or "")
+        assert "{'left': {5}}" in caplog.text
+        caplog.clear()
+        reply = client.get("/0")
+        assert reply.status_code == 429 and "{'left': {5}}" in caplog.text
+        for told in (after, reply.json):
+            assert (told["error"], told["error_type"]) == ("used up", "quota") and "details" not in told
 
     @pytest.mark.parametrize(
         ("debug", "error_type", "message"),

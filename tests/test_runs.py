@@ -693,16 +693,20 @@ class TestErrors:
         go_on.set()
         assert viewer.wait_for_end().names == [OPEN, ERROR] and viewer.status == 200
 
-    def test_unwritable_details(self, worker: Worker) -> None:
-        """An error whose details JSON can't express ends the run all the same."""
+    def test_unwritable_details(self, worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+        """An error whose details JSON can't express ends the run all the same, is told without them, and they are logged."""
 
         @worker.app.get("/")
         @worker.sse.stream(resumable=True)
         def view() -> Iterator[Any]:
             yield "one"
-            raise StreamError("no more", details={"left": object()})
+            raise StreamError("no more", error_type="quota", details={"left": {5}})
 
-        assert worker.watch().wait_for_end().names[-1] == ERROR
+        viewer = worker.watch().wait_for_end()
+        (told,) = viewer.named(ERROR)
+        assert viewer.names[-1] == ERROR
+        assert (told["error"], told["error_type"]) == ("no more", "quota") and "details" not in told
+        assert "{'left': {5}}" in caplog.text
 
     def test_broker_away(self, worker: Worker, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
         """While the broker can't be reached, 503 before anything runs; to resume too."""

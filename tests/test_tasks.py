@@ -313,6 +313,7 @@ class TestEvents:
 
         task = worker.sse.start(work)
         assert task.wait(PATIENCE) and task.state is TaskState.FAILED
+        assert task.error == "told"
         with pytest.raises(InvalidEvent):
             worker.sse.start(looping).fail("x", {"what": object()})
 

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import gevent
@@ -60,6 +61,7 @@ class StreamWorker(GeventWorker):
             kwargs: What it makes one of by name.
         """
         super().__init__(*args, **kwargs)
+        self._is_quitting = False
         self._directory: Path | None = None
         self._no_directory = ""
         try:
@@ -110,17 +112,39 @@ class StreamWorker(GeventWorker):
         gc.freeze()
 
     def run(self) -> None:
-        """Serves until the worker is told to stop, and until its streams have ended."""
+        """Serves until the worker is told to stop, and until its streams have ended.
+
+        Raises:
+            SystemExit: It was told to stop at once (INT, QUIT); streams are cut.
+        """
         gevent.spawn(self._drain_when_told)
         gevent.spawn(self._keep_numbers)
         # Each turn of the loop serves all connections that it accepts before it looks at anything else.
         StreamServer.max_accept = ACCEPTS_PER_TURN
-        super().run()
-        self._wait_for_streams()
-        call_all(process.current().on_exit)
-        ledger.current().leave()
-        # What is frozen outlives the modules that it needs at its own end, and Python would complain of that in the log.
-        gc.unfreeze()
+        try:
+            super().run()
+            self._wait_for_streams()
+            call_all(process.current().on_exit)
+        finally:
+            # From here on nothing is left that could be told to stop.
+            self._is_quitting = True
+            ledger.current().leave()
+            # What is frozen outlives the modules that it needs at its own end, and Python would complain of that in the log.
+            gc.unfreeze()
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        """Stops at once, the first time.
+
+        After Ctrl+C a worker is told twice, by the terminal and by the arbiter: the second word would find Python at its own end,
+        which shows as an error in the log.
+
+        Args:
+            sig: INT or QUIT.
+            frame: Where it came.
+        """
+        if not self._is_quitting:
+            self._is_quitting = True
+            super().handle_quit(sig, frame)
 
     def _drain_when_told(self) -> None:
         collector = Collector()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -340,6 +341,56 @@ class TestReplacement:
         (new,) = server.wait_for_new_workers([old])
         assert open_stream(server, "/stream?n=100").next_event().json()["pid"] == new
         assert finished(server) == list(range(20))
+
+
+def complaints(server: Server) -> list[str]:
+    """The lines of a server's output that are neither gunicorn's plain words, nor the access log's, nor the app's own."""
+    plain = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] |127\.0\.0\.1 - - \[|finally n=")
+    return [line for line in server.log().splitlines() if not plain.match(line)]
+
+
+class TestOutput:
+    """What a server that stops writes to its standard output and error: all of it is looked at."""
+
+    @pytest.mark.parametrize("stop", ["group INT", "arbiter INT", "arbiter QUIT", "group TERM", "arbiter TERM"])
+    def test_stop(self, serve: Serve, stop: str) -> None:
+        """However it is told, with Ctrl+C too, which the workers hear twice: no traceback, and nothing that Python ignored."""
+        server = serve(APP, env={"SSE_DRAIN_SECONDS": "0.5"}, workers=2)
+        clients = open_streams(server, 6)
+        whom, name = stop.split()
+        number = signal.Signals[f"SIG{name}"]
+        if whom == "group":
+            os.killpg(server.pid, number)
+        else:
+            server.signal(number)
+        assert server.wait_for_exit(PATIENCE) == 0
+        assert complaints(server) == []
+        for client in clients:
+            client.hang_up()
+
+    def test_replacement(self, serve: Serve) -> None:
+        """Neither workers that make way for others, after HUP and `max_requests`, nor an arbiter that does, after USR2."""
+        server = serve(APP, env={"SSE_DRAIN_SECONDS": "0.5"}, args=["--max-requests", "5"])
+        clients = open_streams(server, 2)
+        old = server.ready_workers()
+        server.signal(signal.SIGHUP)
+        (second,) = server.wait_for_new_workers(old)
+        wait_for_death(old[0], PATIENCE)
+        clients += open_streams(server, 4)
+        get(server, "/pid")
+        third = server.wait_for_new_workers([*old, second])
+        wait_for_death(second, PATIENCE)
+        clients += open_streams(server, 2)
+        server.signal(signal.SIGUSR2)
+        (arbiter,) = wait_until(lambda: [pid for pid in process.children(server.pid) if pid not in third], PATIENCE)
+        wait_until(lambda: len(process.children(arbiter)) == 1, PATIENCE)
+        server.signal(signal.SIGTERM)
+        assert server.wait_for_exit(PATIENCE) == 0
+        os.kill(arbiter, signal.SIGINT)
+        wait_for_death(arbiter, PATIENCE)
+        assert complaints(server) == []
+        for client in clients:
+            client.hang_up()
 
 
 class TestStartUp:
