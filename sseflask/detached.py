@@ -206,33 +206,17 @@ class DetachedStream(Stream):
 
     def producer_ended(self) -> None:
         """The producer has ended, its contexts too: now everyone is told."""
-        try:
-            self.tell_end()
-        except Exception:
-            text = "the end of %s could not be published; it is told when its lease has run out"
-            log.exception(text, self.quoted_path, extra=self.log_extra)
+        self.tell_end()
         super().producer_ended()
         self.sink_ended()
 
     def tell_end(self) -> None:
-        """Publishes what waits and the end, once.
-
-        Raises:
-            BrokerUnavailable: The broker could not be reached for too long.
-        """
-        reason = self.reason
-        if self._is_concluded or reason is None or reason not in STATES:
-            return
-        self._is_concluded = True
+        """Publishes what waits and the end, once; waits for a broker that can't be reached now, and logs that it couldn't."""
         try:
-            self._publish_waiting()
-        except (StreamError, InvalidEvent) as error:
-            reason, self._error = CloseReason.ERROR, error
-        try:
-            self._store(self._last_event(reason), END, STATES[reason])
-        except TaskEnded:
-            # Somebody else was first.
-            return
+            self._tell_end()
+        except Exception:
+            text = "the end of %s could not be published; it is told when its lease has run out"
+            log.exception(text, self.quoted_path, extra=self.log_extra)
 
     def flush(self) -> None:
         """Publishes the text that waits, if it is due. That may take a while, for which no other stream's text is to wait."""
@@ -321,6 +305,21 @@ class DetachedStream(Stream):
             else:
                 self._signal(stored, event_id)
                 return
+
+    def _tell_end(self) -> None:
+        reason = self.reason
+        if self._is_concluded or reason is None or reason not in STATES:
+            return
+        self._is_concluded = True
+        try:
+            self._publish_waiting()
+        except (StreamError, InvalidEvent) as error:
+            reason, self._error = CloseReason.ERROR, error
+        try:
+            self._store(self._last_event(reason), END, STATES[reason])
+        except TaskEnded:
+            # Somebody else was first.
+            return
 
     def _flush(self) -> None:
         try:

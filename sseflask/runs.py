@@ -130,11 +130,10 @@ class RunStream(DetachedStream):
             return ServerSentEvent({"result": self._result, "timestamp": timestamp()}, event="complete")
         return ServerSentEvent({"reason": reason.value}, event=self._settings.end_event)
 
-    def tell_end(self) -> None:
-        """Publishes what waits and the end, once."""
+    def _tell_end(self) -> None:
         if self.reason is not CloseReason.CONCLUDED:
             self._say_start()
-        super().tell_end()
+        super()._tell_end()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -196,7 +195,7 @@ class FirstViewer:
         self._watch = watch
         self._run = run
         self._stream = stream
-        self._producer = GeneratorProducer(run, iterator, Opening(stream, handoff), GeneratorContext.capture(watch.options.g))
+        self._producer = GeneratorProducer(run, iterator, Opening(run, stream, handoff), GeneratorContext.capture(watch.options.g))
 
     def start(self, runner: Runner, response: Response) -> bool:
         """Begins; False if the stream has ended before.
@@ -236,8 +235,9 @@ class FirstViewer:
 class Opening(Handoff):
     """What turns an error before a run's first event into the response of whoever started it."""
 
-    def __init__(self, stream: Stream, handoff: Handoff) -> None:
+    def __init__(self, run: RunStream, stream: Stream, handoff: Handoff) -> None:
         super().__init__()
+        self._run = run
         self._stream = stream
         self._viewer = handoff
 
@@ -249,6 +249,8 @@ class Opening(Handoff):
         """Says what the error has become."""
         # The viewer's subscription too: it is its stream's producer.
         self._stream.end(CloseReason.ERROR, interruption=StreamClosed(CloseReason.ERROR))
+        # Before there is a response: its client may send the request again at once, and its key must not lead to this run then.
+        self._run.tell_end()
         self._viewer.fail(failure)
 
 

@@ -484,10 +484,7 @@ class Tasks:
         """The process leaves: what it still works on has failed."""
         for stream in list(self._own.values()):
             stream.stop()
-            try:
-                stream.tell_end()
-            except Exception:
-                log.exception("the end of %s could not be published", stream.quoted_path, extra=stream.log_extra)
+            stream.tell_end()
         self._keeper.close()
 
     # For the tasks themselves.

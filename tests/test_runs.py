@@ -979,6 +979,31 @@ class TestRequests:
         assert [reply.status for reply in replies] == [503, 503, 200, 200]
         assert [reply.data for reply in replies[2:]] == [["now"], ["now"]] and len(attempts) == 3
 
+    def test_key_at_once_after_a_failure(self, worker: Worker) -> None:
+        """Who has the answer to a request that failed may send it again with its key, before its context is torn down."""
+        attempts: list[int] = []
+        may_end = threading.Event()
+
+        @worker.app.teardown_request
+        def tear_down(error: BaseException | None) -> None:
+            if error is not None:
+                may_end.wait(PATIENCE)
+
+        @worker.app.post("/")
+        @worker.sse.stream(resumable=True)
+        def view() -> Iterator[Any]:
+            attempts.append(1)
+            if len(attempts) < 3:
+                abort(503)
+            yield "now"
+
+        try:
+            viewers = [worker.watch(method="POST", headers={"Idempotency-Key": "key"}) for _ in range(3)]
+            assert [viewer.status for viewer in viewers] == [503, 503, 200]
+            assert viewers[2].wait_for_end().data == ["now"]
+        finally:
+            may_end.set()
+
     def test_key_after_an_outage(self, single: Worker, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
         """A request that was refused since the broker was away may be sent again with its key, and runs then."""
         story.allow()

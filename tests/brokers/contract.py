@@ -5,6 +5,7 @@ It uses what every broker has and nothing else. A broker's own tests say how one
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from sseflask.emitter import Channel, Subscriber
 from sseflask.log import Resumption
 from sseflask.position import EventId
 from sseflask.ring import Entry
+from tests.live.process import wait_until
 
 TOKEN_SECONDS = 60
 HISTORY_SECONDS = 300.0
@@ -377,16 +379,21 @@ class BrokerContract:
         class Interrupted(BaseException):
             """As a deadline that passes, or a greenlet that is killed."""
 
+        heard: list[str | None] = []
+
         def interrupt(one: ServerSentEvent) -> None:
             broker.emitter.off("news", interrupt)
+            heard.append(one.data)
             raise Interrupted
 
         broker.emitter.on("news", interrupt)
-        with pytest.raises(Interrupted):
+        # Where something of the broker's own looks for news too, that may have been first, and goes on all the same.
+        with contextlib.suppress(Interrupted):
             broker.publish("news", event("1"))
-        assert reader.data == ["1"]
+        wait_until(lambda: reader.data == ["1"] and heard == ["1"], 20)
         broker.publish("news", event("2"))
-        assert reader.data == ["1", "2"]
+        wait_until(lambda: reader.data == ["1", "2"], 20)
+        assert heard == ["1"]
 
     # What is kept, and for how long.
 

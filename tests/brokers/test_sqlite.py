@@ -89,18 +89,17 @@ class TestSQLiteBroker(BrokerContract):
             first = broker.publish("news", event("x" * 2000))
             for _ in range(100):
                 broker.publish("news", event("x" * 2000))
-            reads = 0
+            reads: list[int | None] = []
             read = store.read
 
-            def counting(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
-                nonlocal reads
-                reads += 1
+            def noting(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+                reads.append(after["news"])
                 return read(after)
 
-            store.read = counting  # type: ignore[method-assign]
+            store.read = noting  # type: ignore[method-assign]
             assert resumed(broker, ["news"], first).reset == "history"
-            # As it is first opened, in the life that it then finds, and for all that is retained.
-            assert reads == 3
+            # Where it stands is asked for before and, if the follower hasn't found it by then, after the log's life is known.
+            assert reads in ([None, 0], [None, None, 0])
         finally:
             broker.close()
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import time
 from pathlib import Path
 from typing import Any
+
+from tests.live.process import starved_seconds
 
 _state = Path(os.environ["HARNESS_STATE"])
 _theirs: dict[str, Any] = runpy.run_path(os.environ["HARNESS_CONFIG"]) if "HARNESS_CONFIG" in os.environ else {}
@@ -30,3 +33,12 @@ def post_worker_init(worker: Any) -> None:
     if "post_worker_init" in _theirs:
         _theirs["post_worker_init"](worker)
     (_state / f"ready-{os.getpid()}").touch()
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Writes down when the worker left, and for how long in its life the machine has kept it waiting."""
+    if "worker_exit" in _theirs:
+        _theirs["worker_exit"](server, worker)
+    pid = os.getpid()
+    (_state / f"left-{pid}.new").write_text(json.dumps([time.monotonic(), starved_seconds(pid)]))
+    (_state / f"left-{pid}.new").rename(_state / f"left-{pid}")

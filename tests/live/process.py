@@ -156,6 +156,17 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def starved_seconds(pid: int) -> float:
+    """For how long the process's main thread has been ready to run, in all its life, while others had the processors.
+
+    Also of one that has ended and that its parent hasn't asked about; 0 where the kernel doesn't say.
+    """
+    try:
+        return int((PROC / str(pid) / "schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of `/proc/PID/stat` from the state on, or `None` when there is no such process."""
     try:

@@ -253,6 +253,15 @@ class Server:
 
         return wait_until(new, timeout, f"{self._workers} workers other than {list(old)}")
 
+    def worker_left(self, pid: int) -> tuple[float, float]:
+        """The monotonic second at which a worker of gunicorn's left, and the `starved_seconds` of its life.
+
+        Raises:
+            FileNotFoundError: It hasn't left by itself.
+        """
+        at, starved = json.loads((self._state / f"left-{pid}").read_text())
+        return at, starved
+
     def log(self) -> str:
         """All that the server has written to its standard output and error."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""

@@ -24,6 +24,8 @@ RELOADED_APP = "from tests.live.apps.shutdown_app import app"
 DRAIN = {"SSE_DRAIN_SECONDS": "2"}
 #: What a worker gets beyond `SSE_DRAIN_SECONDS`.
 GRACE = 1.0
+#: Seconds within which what must happen does, on a machine that is busy with other things.
+PATIENCE = 30.0
 
 
 def open_streams(server: Server, count: int, path: str = "/stream") -> list[StreamClient]:
@@ -81,6 +83,26 @@ def wait_for_death(pid: int, timeout: float) -> None:
     wait_until(lambda: not process.is_alive(pid), timeout, f"worker {pid} to be gone")
 
 
+class Watch:
+    """Looks how long a worker takes to leave; what it is told to stop by comes right after this is made.
+
+    On a machine whose processors are busy with other things, the tests' own clients among them, nobody can leave in time. So it
+    leaves out for how long the worker, and the arbiter that passes a signal on, were ready to run and weren't let.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.worker = server.worker_pid()
+        self._starved = process.starved_seconds(self.worker) + process.starved_seconds(server.pid)
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        """How long it took, once the worker is gone."""
+        wait_for_death(self.worker, PATIENCE)
+        left, starved = self._server.worker_left(self.worker)
+        return left - self._began - (starved + process.starved_seconds(self._server.pid) - self._starved)
+
+
 class TestTerm:
     """SIGTERM."""
 
@@ -89,14 +111,14 @@ class TestTerm:
         """With 200 open streams the server is gone in time, each client had a clean end and each generator its `finally`."""
         server = serve(APP, env=env)
         clients = open_streams(server, 200)
-        worker = server.worker_pid()
+        watch = Watch(server)
         server.signal(signal.SIGTERM)
-        told = time.monotonic()
-        read_all(clients, seconds + GRACE)
+        read_all(clients, PATIENCE)
         for client in clients:
             client.hang_up()
-        assert server.wait_for_exit(told + seconds + GRACE - time.monotonic()) == 0
-        assert not process.is_alive(worker)
+        assert server.wait_for_exit(PATIENCE) == 0
+        assert not process.is_alive(watch.worker)
+        assert watch.seconds() < seconds + GRACE
         assert_ended_cleanly(clients)
         assert_spread(clients, seconds)
         assert finished(server) == list(range(200))
@@ -105,9 +127,9 @@ class TestTerm:
         """Clients that leave their side of the connection open don't keep the worker."""
         server = serve(APP, env={"SSE_DRAIN_SECONDS": "1"})
         clients = open_streams(server, 10)
-        worker = server.worker_pid()
+        watch = Watch(server)
         server.signal(signal.SIGTERM)
-        wait_for_death(worker, 1 + GRACE)
+        assert watch.seconds() < 1 + GRACE
         read_all(clients)
         assert_ended_cleanly(clients)
 
@@ -274,17 +296,16 @@ class TestReplacement:
     def test_max_requests(self, serve: Serve) -> None:
         """A worker that has served its requests drains like one that was told to; the next one serves who comes back."""
         server = serve(APP, env=DRAIN, args=["--max-requests", "20"])
-        old = server.worker_pid()
         clients = open_streams(server, 19)
-        began = time.monotonic()
+        watch = Watch(server)
         get(server, "/pid")
-        read_all(clients, 2 + GRACE)
+        read_all(clients, PATIENCE)
         assert_ended_cleanly(clients)
         assert_spread(clients, 2)
         for client in clients:
             client.hang_up()
-        wait_for_death(old, began + 2 + GRACE - time.monotonic())
-        (new,) = server.wait_for_new_workers([old])
+        assert watch.seconds() < 2 + GRACE
+        (new,) = server.wait_for_new_workers([watch.worker])
         again = [open_stream(server, f"/stream?n={100 + n}") for n in range(10)]
         assert {client.next_event().json()["pid"] for client in again} == {new}
         assert finished(server) == list(range(19))
