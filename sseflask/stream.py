@@ -487,7 +487,15 @@ class Stream:
         return True
 
     def drain(self) -> None:
-        """Ends the stream because the worker stops; its client is told to come back after a jittered time."""
+        """Ends the stream because the worker stops; its client is told to come back after a jittered time.
+
+        What was published before goes out first.
+        """
+        try:
+            self.resume()
+        except Exception:
+            # It ends all the same.
+            log.exception("the stream at %s failed to send what was left", self.quoted_path, extra=self.log_extra)
         self.end(CloseReason.SHUTDOWN, self._come_back(), StreamClosed(CloseReason.SHUTDOWN))
 
     def stop(self) -> None:

@@ -641,6 +641,16 @@ class TestLive:
         assert first.data == last.data == ["1", "2"]
         assert victim.data == [] and world.sse.channel("news").subscribers == 2
 
+    def test_drain(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A worker that stops sends what was published before, whose turn hadn't come yet, and then the end."""
+        client = world.connect()
+        with monkeypatch.context() as patch:
+            patch.setattr(world.broker.waker, "wake", lambda channel: None)
+            world.publish("1", "2")
+        assert client.data == []
+        client.sink.stream.drain()
+        assert (client.data[:2], client.reason, client.sink.end) == (["1", "2"], CloseReason.SHUTDOWN, "clean")
+
     def test_publishes_at_the_end_of_a_stream(self, world: World) -> None:
         """What is published because a stream has ended reaches all others, in order."""
         client, other = world.connect(), world.connect()
