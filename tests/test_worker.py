@@ -237,6 +237,22 @@ class TestBurst:
 
         in_a_hub(wait)
 
+    def test_sleep_of_no_time(self) -> None:
+        """A generator that is about to block the worker sends what is held by `sleep(0)`."""
+
+        def sleep() -> None:
+            def generate() -> Iterator[int]:
+                yield from range(50)
+                gevent.sleep(0)
+                assert client.has(b"data: 49\n\n\r\n")
+
+            client = Client(generate())
+            assert numbers(client.chunks()) == list(range(50))
+            assert client.stream.reason == "completed"
+            client.close()
+
+        in_a_hub(sleep)
+
     def test_sent_from_nested_code(self) -> None:
         """What nested code sends in a burst is sent at once, after all that was yielded before it."""
 

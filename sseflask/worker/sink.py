@@ -89,12 +89,10 @@ class SocketSink:
         return True
 
     def write_batch(self, batch: Batch) -> bool:
-        """Sends frames that many clients get, in one chunk that was made once."""
+        """Sends frames that many clients get, in one chunk that was made once. A producer that writes these holds none."""
         sock = self._sock
         if sock is None or self._finishing:
             return True
-        if self._held:
-            return self.write(batch.data)
         data: bytes | memoryview = batch.chunk if self._chunked else batch.data
         if not self._pending:
             # As `_send`, for the thousands of clients who take all of it.
