@@ -56,9 +56,12 @@ def measure(chosen: Scenario, peers: Sequence[str], *, runs: int, against: str, 
             if name in results.data["skipped"] or (peer.BY_NAME[name].workers > 1) is not chosen.is_for_several:
                 continue
             print(f"{chosen.name}, run {run}: {name}", file=sys.stderr, flush=True)
+            before = machine.stolen()
             try:
                 for outcome in chosen.run(peer.BY_NAME[name], quick=quick):
-                    results.add(name, run, outcome)
+                    now = machine.stolen()
+                    results.add(name, run, outcome, stolen=(now[0] - before[0]) / max(now[1] - before[1], 1))
+                    before = now
             except Unavailable as error:
                 results.skip(name, str(error).strip().splitlines()[0])
                 print(f"{name} can't run: {error}", file=sys.stderr)

@@ -73,6 +73,9 @@ def table(results: Results) -> list[str]:
                 lines += [_row(_cells(results, peer, variant, has_ratio=has_ratio))]
     runs = max((run["run"] for run in results.data["runs"]), default=0)
     note = f"{runs} run{'s' if runs != 1 else ''} of each, interleaved, {results.data['date']}"
+    if (stolen := results.stolen()) is not None:
+        shares = ", ".join(f"{share:.0%}" for share in (stolen.minimum, stolen.median, stolen.maximum))
+        note += f"; other virtual machines had {shares} (least, median, most) of this one's processors meanwhile"
     lines += ["", f"{note}{'; a quick run, of no worth as a measurement' if results.data['quick'] else ''}."]
     lines += [f"{peer} wasn't measured: {reason}." for peer, reason in results.data["skipped"].items()]
     return lines

@@ -40,9 +40,9 @@ class Results:
         """Empty ones."""
         return cls(scenario, against, {"against": against, "quick": quick, "date": date, "skipped": {}, "runs": []})
 
-    def add(self, peer: str, run: int, outcome: Outcome) -> None:
-        """Keeps what one run gave."""
-        self.data["runs"].append({"peer": peer, "run": run, **dataclasses.asdict(outcome)})
+    def add(self, peer: str, run: int, outcome: Outcome, *, stolen: float) -> None:
+        """Keeps what one run gave, and which part of the processors' time other virtual machines had meanwhile."""
+        self.data["runs"].append({"peer": peer, "run": run, "stolen": round(stolen, 3), **dataclasses.asdict(outcome)})
 
     def skip(self, peer: str, reason: str) -> None:
         """Keeps why a peer has no figures."""
@@ -74,6 +74,10 @@ class Results:
         """The median over another peer's, the one that results are told against if none is named."""
         mine, theirs = self.summary(peer, variant, key), self.summary(other or self.against, variant, key)
         return mine.median / theirs.median if mine and theirs and theirs.median else None
+
+    def stolen(self) -> Summary | None:
+        """The part of the processors' time that other virtual machines had, over all runs; None where it wasn't looked at."""
+        return Summary.of(run["stolen"] for run in self.data["runs"] if "stolen" in run)
 
     def _runs(self, peer: str, variant: str) -> Iterable[dict[str, Any]]:
         return (run for run in self.data["runs"] if run["peer"] == peer and run["variant"] == variant)

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
-from flask import Blueprint, Flask, Response, current_app, has_request_context, request
+from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
 
 from . import auth, cli, process, progress, runs, signals, viewer, views
@@ -22,7 +22,15 @@ from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, Invalid
 from .event import ServerSentEvent, to_event
 from .installation import KEY, Installation, file_name
 from .producer import release
-from .response import UNAVAILABLE, EventSourceResponse, SubscriptionResponse, last_event_id, refusal, wants_json
+from .response import (
+    UNAVAILABLE,
+    EventSourceResponse,
+    SubscriptionResponse,
+    active_request,
+    last_event_id,
+    refusal,
+    wants_json,
+)
 from .stream import is_final_id
 from .subscription import Filter, Selection, Snapshot
 from .tasks import Task
@@ -416,7 +424,9 @@ class SSE(Blueprint):
         """
         installation = self.installation
         self.check_count(channels)
-        if has_request_context() and is_final_id(last_event_id()):
+        current = active_request()
+        asked = last_event_id(current) if current is not None else None
+        if is_final_id(asked):
             return Response(status=204)
         try:
             return SubscriptionResponse(
@@ -424,6 +434,7 @@ class SSE(Blueprint):
                 Selection(channels, filter, events),
                 options if options is not None else DEFAULTS,
                 installation.settings,
+                asked=asked,
                 snapshot=snapshot,
                 expires_in=expires_in,
             )

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from flask import Flask, Response, current_app, g, has_app_context, has_request_context, request
+from flask import Flask, Request, Response, current_app, g, has_app_context, has_request_context, request
 from werkzeug.wsgi import ClosingIterator
 
 from . import process, signals
@@ -172,16 +172,16 @@ class EventSourceResponse(Response):
         first: bytes = b"",
     ) -> None:
         """Makes the stream and what it goes through; options are resolved, `first` comes before what is produced."""
-        has_request = has_request_context()
+        app, asked = active_app(), active_request()
         self.event_stream = stream = Stream(
             handoff,
             options,
             settings,
-            app=active_app(),
-            path=request.path if has_request else "",
-            last_event_id=last_event_id() if has_request else None,
-            client=_client(settings) if has_request else None,
-            request_id=request_id() if has_request else None,
+            app=app,
+            path=asked.path if asked is not None else "",
+            last_event_id=last_event_id(asked) if asked is not None else None,
+            client=_client(app, asked, settings) if app is not None and asked is not None else None,
+            request_id=request_id(asked) if asked is not None else None,
         )
         first = prelude(stream, options) + first
         stream.bytes_sent = len(first)
@@ -297,8 +297,9 @@ class EventIterable(Iterator[bytes]):
             self._answer(response, cut, environ, start_response)
             return None
         self._stream.open()
-        log.debug("stream opened path=%s id=%s", self._stream.quoted_path, self._stream.id, extra=self._stream.log_extra)
-        if self._stream.app is not None:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("stream opened path=%s id=%s", self._stream.quoted_path, self._stream.id, extra=self._stream.log_extra)
+        if signals.stream_opened.receivers and self._stream.app is not None:
             signals.stream_opened.send(self._stream.app, stream=self._stream)
         if start_response is not None:
             if handover is not None:
@@ -374,26 +375,30 @@ def settings_of(app: Flask | None) -> Settings:
     return installed.settings if installed is not None else Settings.from_config(app.config)
 
 
-def last_event_id() -> str | None:
-    """The id that the client of the current request says it saw last: the header, else a query argument; None without either."""
-    raw = request.environ.get("HTTP_LAST_EVENT_ID")
+def last_event_id(asked: Request = request) -> str | None:
+    """The id that the client of a request says it saw last: the header, else a query argument; None without either."""
+    environ = asked.environ
+    raw = environ.get("HTTP_LAST_EVENT_ID")
     if raw is not None:
         # Browsers send the id's UTF-8 bytes, which WSGI shows as Latin-1.
         return str(raw).encode("latin-1", "replace").decode("utf-8", "replace") or None
-    query = request.environ.get("QUERY_STRING", "")
+    query = environ.get("QUERY_STRING", "")
     if "last" not in query and "%" not in query:
         # Nearly every request that opens a stream: its arguments need not be parsed to know that.
         return None
-    return request.args.get("lastEventId") or request.args.get("last_event_id") or None
+    return asked.args.get("lastEventId") or asked.args.get("last_event_id") or None
 
 
-def request_id() -> str | None:
+def request_id(asked: Request = request) -> str | None:
     """What names the current request in logs: `g.request_id` where the app sets it, else the header X-Request-ID.
+
+    Args:
+        asked: The current request.
 
     Returns:
         1 to 128 visible ASCII characters; None for none, or for anything else: it goes into logs as it is.
     """
-    found = g.get("request_id") or request.environ.get("HTTP_X_REQUEST_ID")
+    found = g.get("request_id") or asked.environ.get("HTTP_X_REQUEST_ID")
     if found is None:
         return None
     found = str(found)
@@ -413,6 +418,7 @@ class SubscriptionResponse(EventSourceResponse):
         options: StreamOptions,
         settings: Settings,
         *,
+        asked: str | None = None,
         snapshot: Snapshot | None = None,
         expires_in: float | None = None,
     ) -> None:
@@ -423,10 +429,11 @@ class SubscriptionResponse(EventSourceResponse):
             selection: What is asked for.
             options: The stream's.
             settings: The app's.
+            asked: What the client says it saw last; None if it says nothing.
             snapshot: Gives the events that show the state of things.
             expires_in: Seconds until the stream ends because its token expires; None for never.
         """
-        beginning = begin(broker, selection.channels, last_event_id() if has_request_context() else None, snapshot, settings)
+        beginning = begin(broker, selection.channels, asked, snapshot, settings)
         self._begin(
             lambda stream, handoff: Subscription(broker, selection, beginning, settings, stream, has_snapshot=snapshot is not None),
             Handoff(),
@@ -445,6 +452,11 @@ def active_app() -> Flask | None:
     return current_app._get_current_object() if has_app_context() else None  # type: ignore[attr-defined]
 
 
+def active_request() -> Request | None:
+    """The current request; None outside any."""
+    return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+
+
 def find_client() -> str | None:
     """Who the client of the current request is, as the app's `sse.client_key` says; None where it doesn't."""
     installed = current_app.extensions.get("sse")
@@ -453,12 +465,12 @@ def find_client() -> str | None:
     return str(key) if key else None
 
 
-def _client(settings: Settings) -> str | None:
+def _client(app: Flask, asked: Request, settings: Settings) -> str | None:
     """Who the client is: what the app says, else its address where that is limited; None for a unix socket's."""
-    installed = current_app.extensions.get("sse")
+    installed = app.extensions.get("sse")
     if installed is not None and installed.sse.find_client_key is not None:
         return find_client()
-    return request.remote_addr or None if settings.max_streams_per_client is not None else None
+    return asked.remote_addr or None if settings.max_streams_per_client is not None else None
 
 
 def wants_json() -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import datetime
 import logging
 import math
+import os
 import random
-import secrets
 import threading
 import time
 import urllib.parse
@@ -127,7 +127,7 @@ class Stream:
             client: Who the client is, for the limit of streams per client; None where that isn't known.
             request_id: What names its request in logs.
         """
-        self.id = secrets.token_hex(6)
+        self.id = os.urandom(6).hex()
         self.app = app
         self.client = client
         self.request_id = request_id
@@ -547,20 +547,18 @@ class Stream:
         """The monotonic second at which `tick` has something to do; None once the stream is closed."""
         if self._state is StreamState.CLOSED:
             return None
-        blocked = self._sink.blocked_since
         if self._state is StreamState.DRAINING:
-            dues = [self.last_write + STUCK_SECONDS]
+            due = self.last_write + STUCK_SECONDS
         else:
-            dues = [self.last_write + self._silence]
+            due = self.last_write + self._silence
             if self._deadline is not None:
-                dues.append(self._deadline)
+                due = min(due, self._deadline)
             if self._ends_at is not None:
-                dues.append(self._ends_at)
+                due = min(due, self._ends_at)
             if self._expires_at is not None:
-                dues.append(max(self._expires_at, self._started))
-        if blocked is not None:
-            dues.append(blocked + self._settings.send_timeout)
-        return min(dues)
+                due = min(due, max(self._expires_at, self._started))
+        blocked = self._sink.blocked_since
+        return due if blocked is None else min(due, blocked + self._settings.send_timeout)
 
     def tick(self, now: float) -> float | None:
         """Does what is due: a keepalive, the end of a late, old or slow stream, a word on a stuck producer.

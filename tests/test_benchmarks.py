@@ -169,8 +169,9 @@ def test_a_run_with_a_fault_has_no_figure() -> None:
     """One faulty run of three takes the figure away, and the table says why."""
     results = Results.begin(FAN_OUT, "flask-plain", quick=False, date="2000-01-01")
     for run in (1, 2, 3):
-        results.add("flask-plain", run, Outcome("1,000", {"events_per_s": 10.0 * run}))
-        results.add("sseflask", run, Outcome("1,000", {"events_per_s": 100.0 * run}, ["7 events missing"] if run == 2 else []))
+        results.add("flask-plain", run, Outcome("1,000", {"events_per_s": 10.0 * run}), stolen=0.1 * run)
+        lost = ["7 events missing"] if run == 2 else []
+        results.add("sseflask", run, Outcome("1,000", {"events_per_s": 100.0 * run}, lost), stolen=0.2)
     summary = results.summary("flask-plain", "1,000", "events_per_s")
     assert summary is not None
     assert (summary.median, summary.minimum, summary.maximum) == (20, 10, 30)
@@ -179,3 +180,14 @@ def test_a_run_with_a_fault_has_no_figure() -> None:
     lines = report.table(results)
     assert any("no figure: 7 events missing" in line for line in lines)
     assert any("| 20 (10–30) |" in line for line in lines)
+    assert "other virtual machines had 10%, 20%, 30% (least, median, most)" in lines[-1]
+
+
+def test_without_sleep(check: Check) -> None:
+    """A phase that spins while it waits sees the same, and its processor time is that of its work."""
+    found = check(HEAD + chunk(event(1)), chunk(event(2)), chunk(event(3)), spin=1)
+    assert faults(found) == []
+    assert found["events"] == 3
+    idle = check(HEAD + chunk(event(1)), each=2, spin=1, timeout=0.5)
+    assert "1 events missing" in faults(idle)
+    assert idle["cpu"] < idle["seconds"] / 2

@@ -12,6 +12,7 @@
  *         [post=PATH] [posts=N] [rate=R] [first=F]      or publishes itself, one POST at a time, to {channel}
  *         [warm=PATH] [heard=1]                         before that asks for PATH again and again until each stream has had a byte of
  *                                                       its body; or only waits for that
+ *         [spin=1]                                      never sleeps while it waits
  *         [settle=MS] [timeout=S]
  *   drop                                                closes all streams
  *   quit
@@ -108,6 +109,12 @@ static struct caller getter = {.fd = -1}, poster = {.fd = -1};
 static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int64_t cpu_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
@@ -605,6 +612,7 @@ struct phase {
     int streams, channels, resume, in_flight, ends, heard;
     uint64_t each, total, size, posts, first;
     double rate, timeout, settle;
+    int spin;
     char path[512], get[512], post[512], warm[512];
 };
 
@@ -624,9 +632,7 @@ static int everyone_heard(void) {
     return 1;
 }
 
-static double seconds(const struct timeval *t) { return (double)t->tv_sec + (double)t->tv_usec / 1e6; }
-
-static void report(const struct phase *p, double took, double cpu, double waited, int timed_out) {
+static void report(const struct phase *p, double took, double cpu, int timed_out) {
     uint64_t missing = 0, open_now = 0;
     for (int i = 0; i < goal; i++) {
         if (streams[i].events < p->each) missing += p->each - streams[i].events;
@@ -641,10 +647,10 @@ static void report(const struct phase *p, double took, double cpu, double waited
     COUNT(refused); COUNT(bad_status); COUNT(bad_headers); COUNT(bad_framing); COUNT(malformed); COUNT(wrong_size);
     COUNT(events); COUNT(warm); COUNT(others); COUNT(resets); COUNT(gaps); COUNT(lost); COUNT(duplicates); COUNT(reorders);
     COUNT(ended); COUNT(cut); COUNT(extra); COUNT(bytes); COUNT(reads);
-    printf("\"missing\":%llu,\"calls\":%llu,\"calls_failed\":%llu,\"span\":%.6f,\"until_last\":%.6f,\"cpu\":%.3f,\"waited\":%.3f,"
+    printf("\"missing\":%llu,\"calls\":%llu,\"calls_failed\":%llu,\"span\":%.6f,\"until_last\":%.6f,\"cpu\":%.3f,"
            "\"latency_us\":{\"mean\":%.1f,\"p50\":%.1f,\"p90\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"max\":%.1f}}\n",
            (unsigned long long)missing, (unsigned long long)(getter.done + poster.done), (unsigned long long)(getter.failed + poster.failed),
-           span, counts.last_at ? (double)(counts.last_at - counts.began) / 1e9 : 0, cpu, waited,
+           span, counts.last_at ? (double)(counts.last_at - counts.began) / 1e9 : 0, cpu,
            counts.events ? latency_sum / (double)counts.events / 1000 : 0, percentile(.5), percentile(.9), percentile(.99), percentile(.999),
            (double)longest / 1000);
     fflush(stdout);
@@ -660,12 +666,12 @@ static void run(struct phase *p) {
     want_each = p->each;
     for (int i = 0; i < goal; i++) streams[i].events = 0;
     getter.done = getter.failed = poster.done = poster.failed = 0;
-    struct rusage before, after;
-    getrusage(RUSAGE_SELF, &before);
+    int64_t cpu_before = cpu_ns();
     counts.began = now_ns();
     int64_t deadline = counts.began + (int64_t)(p->timeout * 1e9), complete_at = 0, warmed_at = 0, looked_at = 0;
     int next = 0, is_called = 0, timed_out = 0;
-    double waited = 0;
+    /* Processor time of looking in vain. */
+    int64_t spun = 0, spins_since = 0;
     static struct epoll_event events[1024];
     for (;;) {
         while (next < goal && (busy < p->in_flight || p->warm[0])) {
@@ -722,9 +728,12 @@ static void run(struct phase *p) {
             timed_out = !complete_at;
             break;
         }
-        int64_t before_wait = now_ns();
-        int n = epoll_wait(epoll, events, 1024, pause);
-        waited += (double)(now_ns() - before_wait) / 1e9;
+        int n = epoll_wait(epoll, events, 1024, p->spin ? 0 : pause);
+        if (n == 0 && p->spin && !spins_since) spins_since = cpu_ns();
+        if (n > 0 && spins_since) {
+            spun += cpu_ns() - spins_since;
+            spins_since = 0;
+        }
         if (n < 0 && errno != EINTR) die("epoll_wait");
         for (int i = 0; i < n; i++) {
             uint64_t key = events[i].data.u64;
@@ -752,9 +761,8 @@ static void run(struct phase *p) {
             }
         }
     }
-    getrusage(RUSAGE_SELF, &after);
-    double cpu = seconds(&after.ru_utime) + seconds(&after.ru_stime) - seconds(&before.ru_utime) - seconds(&before.ru_stime);
-    report(p, (double)((complete_at ? complete_at : now_ns()) - counts.began) / 1e9, cpu, waited, timed_out);
+    if (spins_since) spun += cpu_ns() - spins_since;
+    report(p, (double)((complete_at ? complete_at : now_ns()) - counts.began) / 1e9, (double)(cpu_ns() - cpu_before - spun) / 1e9, timed_out);
 }
 
 static void text(char *into, size_t size, const char *value) { snprintf(into, size, "%s", value); }
@@ -779,6 +787,7 @@ static int parse(char *line, struct phase *p) {
         else if (IS("rate")) p->rate = atof(value);
         else if (IS("timeout")) p->timeout = atof(value);
         else if (IS("settle")) p->settle = atof(value);
+        else if (IS("spin")) p->spin = atoi(value);
         else if (IS("path")) text(p->path, sizeof p->path, value);
         else if (IS("get")) text(p->get, sizeof p->get, value);
         else if (IS("post")) text(p->post, sizeof p->post, value);

@@ -18,7 +18,7 @@ class Feed:
 
     Its query: `count` events of `size` characters at `rate` a second (0: as fast as it goes) to `channel`, or with `channels`
     each to one of that many at random; numbers begin at `first`. With `yield=0` the publisher doesn't let the server's loop run in
-    between.
+    between, and the events are made before the clock starts: nobody measures how long they take to a client.
     """
 
     def __init__(self, query: Mapping[str, str]) -> None:
@@ -34,6 +34,14 @@ class Feed:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """Each event's channel and data, stamped when it is taken."""
+        if self.gives_way:
+            yield from self._made()
+        else:
+            events = list(self._made())
+            self._began = time.monotonic()
+            yield from events
+
+    def _made(self) -> Iterator[tuple[str, str]]:
         if self._channels == 1:
             for seq in range(self._first, self._first + self._count):
                 self._done += 1
