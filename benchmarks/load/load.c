@@ -44,6 +44,7 @@
 #define MAX_ID 160
 #define BUFFER (256 * 1024)
 #define STREAMS_PER_ADDRESS 5000
+#define BEGUN_AT_ONCE 8
 
 enum framing { UNKNOWN, CHUNKED, UNTIL_CLOSE };
 enum state { UNUSED, CONNECTING, HEADERS, OPEN, ENDED, FAILED };
@@ -674,9 +675,14 @@ static void run(struct phase *p) {
     int64_t spun = 0, spins_since = 0;
     static struct epoll_event events[1024];
     for (;;) {
-        while (next < goal && (busy < p->in_flight || p->warm[0])) {
+        /* A few at a time: what has come to those that are open is read in between. */
+        int begun = 0;
+        while (next < goal && (busy < p->in_flight || p->warm[0]) && begun < BEGUN_AT_ONCE) {
             enum state state = streams[next].state;
-            if (state != OPEN && state != HEADERS && state != CONNECTING) begin(next, p->resume);
+            if (state != OPEN && state != HEADERS && state != CONNECTING) {
+                begin(next, p->resume);
+                begun++;
+            }
             next++;
             if (next > used) used = next;
         }
@@ -708,13 +714,13 @@ static void run(struct phase *p) {
                 poster.due = poster.began = now;
             }
         }
-        int pause = 20;
+        int pause = next < goal && (busy < p->in_flight || p->warm[0]) ? 0 : 20;
         if (poster.left && !poster.is_waiting) {
             if (now >= poster.due) {
                 post();
                 pause = 0;
             } else {
-                pause = (int)((poster.due - now) / 1000000);
+                pause = pause ? (int)((poster.due - now) / 1000000) : 0;
             }
         }
         /* Whether everyone has everything is looked at when enough has come for that, at most each millisecond. */
