@@ -40,8 +40,9 @@ TELL: Final = 0.9
 #: Seconds between two times that a worker writes its numbers down for the others.
 NUMBERS_SECONDS: Final = 1.0
 
-#: Connections that are accepted in one turn of the loop; gevent's 100 keep it for a tenth of a second when thousands come back.
-ACCEPTS_PER_TURN: Final = 10
+#: Connections that are accepted in one turn of the loop, gevent's own limit being 100; how long their requests keep it is the
+#: entrance's to see to. With a few, a storm of clients that come back waits for a turn's other work again and again.
+ACCEPTS_PER_TURN: Final = 64
 
 
 class StreamWorker(GeventWorker):
