@@ -560,20 +560,16 @@ class Stream:
         blocked = self._sink.blocked_since
         return due if blocked is None else min(due, blocked + self._settings.send_timeout)
 
-    def tick(self, now: float) -> float | None:
+    def tick(self, now: float) -> None:
         """Does what is due: a keepalive, the end of a late, old or slow stream, a word on a stuck producer.
 
         Args:
             now: The monotonic second.
-
-        Returns:
-            When it is due again; None once the stream is closed.
         """
         if self._state is StreamState.DRAINING:
             self._tick_draining(now)
         elif self._state is not StreamState.CLOSED and not self._is_ended_at(now):
             self._keep_alive(now)
-        return self.due()
 
     # The rest is the stream's own.
 

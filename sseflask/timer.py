@@ -56,8 +56,9 @@ class Timer:
 
     def schedule(self, stream: Stream) -> None:
         """Puts a stream where it is due, or takes it out if it is closed."""
-        due = stream.due()
         with self._lock:
+            # Asked here: what another thread has changed before is in it, or that thread puts the stream elsewhere after this.
+            due = stream.due()
             if stream.slot in self._wheel:
                 self._wheel[stream.slot].discard(stream)
             if due is None or due == math.inf:
