@@ -49,8 +49,7 @@ class GeneratorContext:
         self._g = {name: getattr(g, name) for name in names if name in g}
         self._variables = _context_variables()
         request = context.request
-        if _may_have_body(request.environ):
-            request.get_data(cache=True, parse_form_data=True)
+        request.get_data(cache=True, parse_form_data=True)
         own = copy.copy(request)
         own.environ = _without_server_objects(request.environ)
         own.__dict__["headers"] = EnvironHeaders(own.environ)
@@ -198,15 +197,6 @@ def _context_variables() -> list[tuple[contextvars.ContextVar[Any], Any]]:
         for variable, value in contextvars.copy_context().items()
         if not isinstance(value, AppContext | RequestContext)
     ]
-
-
-def _may_have_body(environ: dict[str, Any]) -> bool:
-    """Whether there may be a body to parse: an HTTP/1 request has one only with a length or a transfer coding (RFC 9112, 6.3)."""
-    return (
-        not environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1.")
-        or environ.get("CONTENT_LENGTH", "") not in ("", "0")
-        or "HTTP_TRANSFER_ENCODING" in environ
-    )
 
 
 def _without_server_objects(environ: dict[str, Any]) -> dict[str, Any]:

@@ -242,47 +242,6 @@ class TestContexts:
         assert first.data == '["n","b","file","1"]'
         assert second.data == '[5,"app","/x","ada",false,false]'
 
-    def test_no_body(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
-        """A request that can't have a body isn't read, and its generator sees an empty one."""
-
-        class Unread(io.BytesIO):
-            def read(self, size: int | None = -1, /) -> bytes:
-                raise AssertionError("read")
-
-        @app.get("/")
-        @sse.stream
-        def view() -> Iterator[Any]:
-            yield [request.form, request.files, request.get_data(as_text=True), request.stream.read().decode()]
-
-        reply = client.get("/", environ_overrides={"wsgi.input": Unread(), "wsgi.input_terminated": True})
-        assert reply.data == b'data: [{},{},"",""]\n\n'
-
-    @pytest.mark.parametrize(("header", "protocol"), [({"Transfer-Encoding": "chunked"}, "HTTP/1.1"), ({}, "HTTP/2")])
-    def test_body_without_a_length(self, app: Flask, sse: SSE, client: FlaskClient, header: dict[str, str], protocol: str) -> None:
-        """A body whose length isn't told is there for the generator too."""
-
-        @app.post("/")
-        @sse.stream
-        def view() -> Iterator[Any]:
-            yield request.form["a"]
-
-        inner = app.wsgi_app
-
-        def without_length(environ: dict[str, Any], start_response: Any) -> Any:
-            # The test client always tells it.
-            del environ["CONTENT_LENGTH"]
-            return inner(environ, start_response)
-
-        app.wsgi_app = without_length  # type: ignore[method-assign]
-        reply = client.post(
-            "/",
-            input_stream=io.BytesIO(b"a=b"),
-            content_type="application/x-www-form-urlencoded",
-            headers=header,
-            environ_overrides={"wsgi.input_terminated": True, "SERVER_PROTOCOL": protocol},
-        )
-        assert reply.data == b"data: b\n\n"
-
     def test_session_before_the_first_event(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
         """What the generator changes in the session before its first event is saved."""
 
