@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import random
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any, Final
 
 import gevent
+import gevent.event
 from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -26,8 +28,9 @@ from .poller import Poller
 
 log = logging.getLogger("sseflask.worker")
 
-#: Seconds between two looks at whether the worker has been told to stop, and at whether its streams have ended.
-WATCH_SECONDS = 0.05
+#: Seconds between two looks at how many streams there are: while they become more or fewer, while they end, and else.
+WATCH_SECONDS: Final = 0.05
+CALM_SECONDS: Final = 1.0
 #: The part of `SSE_DRAIN_SECONDS` over which the ends of streams are spread; the rest is for the last ones to finish.
 SPREAD = 0.9
 #: Seconds after `SSE_DRAIN_SECONDS` for clients to close their side of what has ended; a slow one could lose its last bytes else.
@@ -40,8 +43,8 @@ TELL: Final = 0.9
 #: Seconds between two times that a worker writes its numbers down for the others.
 NUMBERS_SECONDS: Final = 1.0
 
-#: Connections that are accepted in one turn of the loop, gevent's own limit being 100; how long their requests keep it is the
-#: entrance's to see to. With a few, a storm of clients that come back waits for a turn's other work again and again.
+#: Connections that a worker without others accepts in one turn of the loop; how long their requests keep it is the entrance's to
+#: see to. With a few, a storm of clients that come back waits for a turn's other work again and again.
 ACCEPTS_PER_TURN: Final = 64
 
 
@@ -61,7 +64,10 @@ class StreamWorker(GeventWorker):
             args: What gunicorn makes a worker of.
             kwargs: What it makes one of by name.
         """
+        self._bell: Any = None
         super().__init__(*args, **kwargs)
+        self._servers: list[StreamServer] = []
+        self.server_class: Any = self._make_server  # type: ignore[misc]
         self._is_quitting = False
         self._directory: Path | None = None
         self._no_directory = ""
@@ -69,6 +75,17 @@ class StreamWorker(GeventWorker):
             self._directory = directory.of_this_arbiter(self.cfg.uid, self.cfg.gid)
         except OSError as error:
             self._no_directory = str(error)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker goes on. gunicorn sets it: a signal's handler, or a request that was the last of `max_requests`."""
+        return self._alive
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._alive = alive
+        if self._bell is not None:
+            self._bell.send()
 
     def load_wsgi(self) -> None:
         """Loads the app, checks its settings against gunicorn's, and goes between the two.
@@ -118,10 +135,12 @@ class StreamWorker(GeventWorker):
         Raises:
             SystemExit: It was told to stop at once (INT, QUIT); streams are cut.
         """
+        self._told = gevent.event.Event()
+        # What a signal's handler may touch.
+        self._bell = gevent.get_hub().loop.async_()
+        self._bell.start(self._told.set)
         gevent.spawn(self._drain_when_told)
         gevent.spawn(self._keep_numbers)
-        # Each turn of the loop serves all connections that it accepts before it looks at anything else.
-        StreamServer.max_accept = ACCEPTS_PER_TURN
         try:
             super().run()
             self._wait_for_streams()
@@ -147,14 +166,30 @@ class StreamWorker(GeventWorker):
             self._is_quitting = True
             super().handle_quit(sig, frame)
 
+    def _make_server(self, listener: Any, *, spawn: Any, **options: Any) -> StreamServer:
+        """What accepts connections at one socket of gunicorn's; `spawn` is the pool in which requests run."""
+        # What else it passes is for servers of another kind.
+        tls = {name: value for name, value in options.items() if name == "ssl_context"}
+        server = StreamServer(listener, handle=functools.partial(self.handle, listener), spawn=spawn, **tls)
+        # Of several workers each takes one at a time, as with gunicorn's own, so that each has its share.
+        server.max_accept = 1 if self.cfg.workers > 1 else ACCEPTS_PER_TURN
+        self._servers.append(server)
+        return server
+
     def _drain_when_told(self) -> None:
-        collector = Collector()
+        collector, waiting = Collector(), 0
         while self.alive:
-            gevent.sleep(WATCH_SECONDS)
-            collector.tend(len(self._poller))
+            before, waiting = waiting, len(self._poller)
+            collector.tend(waiting)
+            self._told.wait(WATCH_SECONDS if waiting != before else CALM_SECONDS)
         self._drain_began = began = time.monotonic()
         here = process.current()
         here.draining = True
+        # gunicorn would see to it up to a second later. Who comes back at once finds another worker, or is refused.
+        for server in self._servers:
+            server.stop_accepting()
+        # Whose connection has just been accepted asks for the socket's name first.
+        gevent.spawn_later(WATCH_SECONDS, call_all, [server.close for server in self._servers])
         # By itself: gunicorn's own waiting for requests may take all the time that there is.
         gevent.spawn(self._end_work, began)
         streams = list(here.streams)

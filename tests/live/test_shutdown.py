@@ -209,6 +209,8 @@ class TestTerm:
         server = serve(APP, env={"SSE_DRAIN_SECONDS": "3"})
         clients = open_streams(server, 20)
         connection = connect(server)
+        # Connections are accepted in their order, and after the signal no more are.
+        get(server, "/pid")
         server.signal(signal.SIGTERM)
         wait_reading(clients, lambda: any(client.ended for client in clients), 2)
         late = StreamClient(connection, method="GET", version="1.1")
@@ -293,6 +295,18 @@ class TestReplacement:
         wait_for_death(old, 2)
         assert finished(server) == list(range(40))
         assert get(server, "/pid").json()["streams"] == 40
+
+    def test_who_comes_back_at_once(self, serve: Serve) -> None:
+        """A worker that has begun to end its streams accepts none of those that come: they are the next one's."""
+        server = serve(APP, env={"SSE_DRAIN_SECONDS": "10"})
+        clients = open_streams(server, 20)
+        (old,) = server.ready_workers()
+        server.signal(signal.SIGHUP)
+        wait_reading(clients, lambda: any(client.ended for client in clients), PATIENCE)
+        again = [open_stream(server, f"/stream?n={100 + n}", wait_for_head=False) for n in range(20)]
+        told = [client.next_event(PATIENCE).json()["pid"] for client in again]
+        assert old not in told
+        assert process.is_alive(old)
 
     def test_max_requests(self, serve: Serve) -> None:
         """A worker that has served its requests drains like one that was told to; the next one serves who comes back."""
