@@ -57,15 +57,7 @@ class Timer:
     def schedule(self, stream: Stream) -> None:
         """Puts a stream where it is due, or takes it out if it is closed."""
         with self._lock:
-            # Asked here: what another thread has changed before is in it, or that thread puts the stream elsewhere after this.
-            due = stream.due()
-            if stream.slot in self._wheel:
-                self._wheel[stream.slot].discard(stream)
-            if due is None or due == math.inf:
-                return
-            # A slot that has had its turn would wait for ever.
-            stream.slot = max(int(due / TICK_SECONDS) + 1, self._turned + 1)
-            self._wheel.setdefault(stream.slot, set()).add(stream)
+            self._place(stream)
         self._begin()
 
     def call_every_second(self, chore: Chore) -> None:
@@ -89,18 +81,41 @@ class Timer:
             due = [(slot, stream) for slot in slots for stream in self._wheel.pop(slot, ())]
             self._turned = until
         since = now
+        ticked: list[Stream] = []
         for slot, stream in due:
             # One that was put elsewhere meanwhile has another slot.
             if stream.slot == slot:
                 self._tick(stream, now)
+                ticked.append(stream)
             if time.monotonic() - since > SLICE_SECONDS:
+                self._place_all(ticked)
                 # More than 0: under gevent, 0 would come back before sockets and other timers have had their turn.
                 time.sleep(1e-9)
                 since = time.monotonic()
+        self._place_all(ticked)
 
     def is_running_here(self) -> bool:
         """Whether the caller is the timer's thread."""
         return self._thread is not None and threading.current_thread() is self._thread
+
+    def _place(self, stream: Stream) -> None:
+        """As `schedule`, under the lock: what another thread has changed before is seen, or that thread comes after this."""
+        due = stream.due()
+        if stream.slot in self._wheel:
+            self._wheel[stream.slot].discard(stream)
+        if due is not None and due != math.inf:
+            # A slot that has had its turn would wait for ever.
+            stream.slot = slot = max(int(due / TICK_SECONDS) + 1, self._turned + 1)
+            self._wheel.setdefault(slot, set()).add(stream)
+
+    def _place_all(self, streams: list[Stream]) -> None:
+        """Puts those that have been ticked where they are due next, and empties the list."""
+        with self._lock:
+            for stream in streams:
+                self._place(stream)
+        if streams:
+            self._begin()
+            streams.clear()
 
     def _begin(self) -> None:
         """Starts the thread, or wakes it; outside the lock, which nobody may hold while others run."""
@@ -160,7 +175,6 @@ class Timer:
             stream.tick(now)
         except Exception:
             log.exception("the timer failed on %r", stream, extra=stream.log_extra)
-        self.schedule(stream)
 
     def _measure(self, lag: float, now: float) -> None:
         self.lag = max(lag, 0.0)

@@ -255,6 +255,26 @@ class TestContexts:
         with client.session_transaction() as after:
             assert after["from"] == "generator"
 
+    def test_no_session(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """Without a secret key the session is empty and can't be changed, in one stream as in the next; no cookie is set."""
+        app.secret_key = None
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[Any]:
+            session.modified = True
+            yield [dict(session), request.form, request.files]
+            with pytest.raises(RuntimeError, match="secret key"):
+                session["x"] = 1
+            with pytest.raises(TypeError, match="immutable"):
+                request.form["x"] = "1"  # type: ignore[index]
+
+        client.set_cookie("session", "kept")
+        for _ in range(2):
+            reply = client.get("/")
+            assert reply.data == b"data: [{},{},{}]\n\n"
+            assert "Set-Cookie" not in reply.headers
+
     def test_teardown(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
         """The view's contexts are torn down before the generator runs, the generator's when it ends."""
         told: list[str] = []
