@@ -23,10 +23,23 @@ log = logging.getLogger("sseflask.stream")
 
 T = TypeVar("T")
 
-#: What nobody can change, and most generators have: a form and files of a request without a body, the session of an app that has no
-#: secret key. One for all of them takes 0.7 KB off each.
+
+class NoSession(NullSession):
+    """The session of an app that has no secret key, for all its generators: nothing of it can be changed but its flags."""
+
+    def __ior__(self, other: Any) -> Any:  # type: ignore[misc]
+        self.update(other)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("accessed", "modified", "on_update"):
+            self[name] = value
+        super().__setattr__(name, value)
+
+
+#: What nobody can change, and most generators have: a form and files of a request without a body, no session. One for all of them
+#: takes 0.7 KB off each.
 NOTHING_SENT: Final[ImmutableMultiDict[str, Any]] = ImmutableMultiDict()
-NO_SESSION: Final = NullSession()
+NO_SESSION: Final = NoSession()
 
 
 class GeneratorContext:

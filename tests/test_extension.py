@@ -266,6 +266,10 @@ class TestContexts:
             yield [dict(session), request.form, request.files]
             with pytest.raises(RuntimeError, match="secret key"):
                 session["x"] = 1
+            with pytest.raises(RuntimeError, match="secret key"):
+                session.__ior__({"x": 1})
+            with pytest.raises(RuntimeError, match="secret key"):
+                session.x = 1
             with pytest.raises(TypeError, match="immutable"):
                 request.form["x"] = "1"  # type: ignore[index]
 

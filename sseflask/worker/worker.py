@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import random
@@ -13,7 +12,6 @@ from typing import Any, Final
 
 import gevent
 import gevent.event
-from gevent.server import StreamServer
 from gunicorn.workers.ggevent import GeventWorker
 
 from sseflask import config, ledger, process
@@ -25,12 +23,13 @@ from .broadcaster import Broadcaster
 from .collector import Collector
 from .handover import StreamApplication
 from .poller import Poller
+from .server import ACCEPTS_PER_TURN, Server
 
 log = logging.getLogger("sseflask.worker")
 
 #: Seconds between two looks at how many streams there are: while they become more or fewer, while they end, and else.
 WATCH_SECONDS: Final = 0.05
-CALM_SECONDS: Final = 1.0
+CALM_SECONDS: Final = 0.25
 #: The part of `SSE_DRAIN_SECONDS` over which the ends of streams are spread; the rest is for the last ones to finish.
 SPREAD = 0.9
 #: Seconds after `SSE_DRAIN_SECONDS` for clients to close their side of what has ended; a slow one could lose its last bytes else.
@@ -42,10 +41,6 @@ TELL: Final = 0.9
 
 #: Seconds between two times that a worker writes its numbers down for the others.
 NUMBERS_SECONDS: Final = 1.0
-
-#: Connections that a worker without others accepts in one turn of the loop; how long their requests keep it is the entrance's to
-#: see to. With a few, a storm of clients that come back waits for a turn's other work again and again.
-ACCEPTS_PER_TURN: Final = 64
 
 
 class StreamWorker(GeventWorker):
@@ -66,7 +61,7 @@ class StreamWorker(GeventWorker):
         """
         self._bell: Any = None
         super().__init__(*args, **kwargs)
-        self._servers: list[StreamServer] = []
+        self._servers: list[Server] = []
         self.server_class: Any = self._make_server  # type: ignore[misc]
         self._is_quitting = False
         self._directory: Path | None = None
@@ -166,13 +161,13 @@ class StreamWorker(GeventWorker):
             self._is_quitting = True
             super().handle_quit(sig, frame)
 
-    def _make_server(self, listener: Any, *, spawn: Any, **options: Any) -> StreamServer:
-        """What accepts connections at one socket of gunicorn's; `spawn` is the pool in which requests run."""
-        # What else it passes is for servers of another kind.
-        tls = {name: value for name, value in options.items() if name == "ssl_context"}
-        server = StreamServer(listener, handle=functools.partial(self.handle, listener), spawn=spawn, **tls)
+    def _make_server(self, sock: Any, *, spawn: Any, **options: Any) -> Server:
+        """What accepts connections at one of gunicorn's sockets; `spawn` is the pool in which requests run."""
         # Of several workers each takes one at a time, as with gunicorn's own, so that each has its share.
-        server.max_accept = 1 if self.cfg.workers > 1 else ACCEPTS_PER_TURN
+        accepts = 1 if self.cfg.workers > 1 else ACCEPTS_PER_TURN
+        # What else gunicorn passes is for servers of another kind.
+        tls = {name: value for name, value in options.items() if name == "ssl_context"}
+        server = Server(sock, self.handle, spawn=spawn, accepts=accepts, **tls)
         self._servers.append(server)
         return server
 
@@ -187,9 +182,7 @@ class StreamWorker(GeventWorker):
         here.draining = True
         # gunicorn would see to it up to a second later. Who comes back at once finds another worker, or is refused.
         for server in self._servers:
-            server.stop_accepting()
-        # Whose connection has just been accepted asks for the socket's name first.
-        gevent.spawn_later(WATCH_SECONDS, call_all, [server.close for server in self._servers])
+            server.leave()
         # By itself: gunicorn's own waiting for requests may take all the time that there is.
         gevent.spawn(self._end_work, began)
         streams = list(here.streams)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 
@@ -82,6 +83,15 @@ def wait_reading(clients: Sequence[StreamClient], condition: Callable[[], Value]
 def wait_for_death(pid: int, timeout: float) -> None:
     """Waits until a worker is gone."""
     wait_until(lambda: not process.is_alive(pid), timeout, f"worker {pid} to be gone")
+
+
+def is_refused(server: Server) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        socket.create_connection(cast("tuple[str, int]", server.address), PATIENCE).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 class Watch:
@@ -226,6 +236,35 @@ class TestTerm:
         assert_ended_cleanly(clients)
         assert 999 not in finished(server, "none")
 
+    def test_a_handshake_under_way(self, serve: Serve) -> None:
+        """A connection that was accepted before is served, though its TLS handshake ends when no other is accepted any more."""
+        server = serve(APP, tls=True, env={"SSE_DRAIN_SECONDS": "2"})
+        clients = open_streams(server, 2)
+        context = server.tls_context()
+        assert context is not None
+        with socket.create_connection(cast("tuple[str, int]", server.address), PATIENCE) as early:
+            get(server, "/pid")
+            server.signal(signal.SIGTERM)
+            wait_reading(clients, lambda: any(client.ended for client in clients), PATIENCE)
+            wait_until(lambda: is_refused(server), PATIENCE)
+            with context.wrap_socket(early, server_hostname="localhost") as secured:
+                secured.sendall(b"GET /pid HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert secured.recv(12) == b"HTTP/1.1 200"
+
+    def test_connections_that_wait(self, serve: Serve) -> None:
+        """Who had connected before the worker was told, and was let wait, is served: more of them than it takes in one turn."""
+        server = serve(APP)
+        until = server.directory / "go-on"
+        blocking = open_stream(server, f"/block?until={until}", headers={"Connection": "close"}, wait_for_head=False)
+        server.wait_for_log("^block began")
+        waiting = [open_stream(server, "/pid", headers={"Connection": "close"}, wait_for_head=False) for _ in range(300)]
+        server.signal(signal.SIGTERM)
+        server.wait_for_log("Handling signal: term")
+        until.touch()
+        assert read_all([blocking, *waiting], PATIENCE) == ["clean"] * 301
+        assert {client.status for client in waiting} == {200}
+        assert server.wait_for_exit(PATIENCE) == 0
+
     def test_a_plain_request_finishes(self, serve: Serve) -> None:
         """A plain request that is under way gets its whole answer, while the streams end beside it."""
         server = serve(APP, env={"SSE_DRAIN_SECONDS": "1"})
@@ -298,7 +337,7 @@ class TestReplacement:
 
     def test_who_comes_back_at_once(self, serve: Serve) -> None:
         """A worker that has begun to end its streams accepts none of those that come: they are the next one's."""
-        server = serve(APP, env={"SSE_DRAIN_SECONDS": "10"})
+        server = serve(APP, env={"SSE_DRAIN_SECONDS": "25"})
         clients = open_streams(server, 20)
         (old,) = server.ready_workers()
         server.signal(signal.SIGHUP)

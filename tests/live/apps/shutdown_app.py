@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Flask, Response, request
+from gevent.monkey import get_original
 
 from sseflask import SSE, StreamClosed, current_stream
 from tests.live.apps.environment import from_environment
@@ -80,6 +81,16 @@ def slow() -> str:
     """A plain request that takes its time."""
     note("slow began")
     time.sleep(float(request.args["seconds"]))
+    return "done"
+
+
+@app.get("/block")
+def block() -> str:
+    """Keeps the whole worker, until there is a file."""
+    note("block began")
+    sleep = get_original("time", "sleep")
+    while not os.path.exists(request.args["until"]):
+        sleep(0.01)
     return "done"
 
 
