@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     for name in names:
         chosen = scenario.ALL_BY_NAME[name]
         against = "flask-sse-2" if chosen.is_for_several else options.against
-        results = measure(chosen, options.peer, runs=options.runs, against=against, quick=options.quick)
+        earlier = document["scenarios"].get(name) if options.add else None
+        results = measure(chosen, options.peer, runs=options.runs, against=against, quick=options.quick, earlier=earlier)
         document["scenarios"][name] = results.data
         print(report.terminal(results), flush=True)
         if options.save:
@@ -47,11 +48,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure(chosen: Scenario, peers: Sequence[str], *, runs: int, against: str, quick: bool) -> Results:
+def measure(
+    chosen: Scenario, peers: Sequence[str], *, runs: int, against: str, quick: bool, earlier: dict[str, Any] | None = None
+) -> Results:
     """Runs a scenario: all peers once, then all of them again, so that a slow minute of the machine hits them alike."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    results = Results.begin(chosen, against, quick=quick, date=today)
-    for run in range(1, runs + 1):
+    if earlier is None:
+        results = Results.begin(chosen, against, quick=quick, date=today)
+    else:
+        results = Results.resume(chosen, against, earlier, date=today)
+    first = results.last_run + 1
+    for run in range(first, first + runs):
         for name in peers:
             if name in results.data["skipped"] or (peer.BY_NAME[name].workers > 1) is not chosen.is_for_several:
                 continue
@@ -89,8 +96,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--against", choices=list(peer.BY_NAME), default="flask-plain", help="whose figures the ratios are told by")
     parser.add_argument("--runs", type=int, default=None, help="of each peer (default: 3, quick: 1)")
     parser.add_argument("--quick", action="store_true", help="small, once, in two minutes: to see whether it works")
+    parser.add_argument("--add", action="store_true", help="keep the runs that are stored, and add these; of the same code, please")
     parser.add_argument("--save", action="store_true", help="write docs/compare/benchmarks.json, .md and plots")
     parser.add_argument("--output", type=Path, default=DOCS, help="where --save writes (default: docs/compare)")
     options = parser.parse_args(arguments)
+    if options.add and options.quick:
+        parser.error("--add with --quick: small runs don't go with full ones")
     options.runs = options.runs or (1 if options.quick else 3)
     return options

@@ -71,8 +71,9 @@ def table(results: Results) -> list[str]:
         for peer in results.peers():
             if results.has(peer, variant):
                 lines += [_row(_cells(results, peer, variant, has_ratio=has_ratio))]
-    runs = max((run["run"] for run in results.data["runs"]), default=0)
-    note = f"{runs} run{'s' if runs != 1 else ''} of each, interleaved, {results.data['date']}"
+    least, most = min(results.counts(), default=0), max(results.counts(), default=0)
+    runs = f"{most}" if least == most else f"{least} to {most}"
+    note = f"{runs} run{'s' if most != 1 else ''} of each, interleaved, {results.data['date']}"
     if (stolen := results.stolen()) is not None:
         shares = ", ".join(f"{share:.0%}" for share in (stolen.minimum, stolen.median, stolen.maximum))
         note += f"; other virtual machines had {shares} (least, median, most) of this one's processors meanwhile"

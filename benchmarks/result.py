@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import statistics
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .peer import BY_NAME
 from .scenario import Outcome, Scenario
 
 
@@ -28,7 +30,7 @@ class Summary:
 
 
 class Results:
-    """All runs of one scenario in one call, with the peers interleaved."""
+    """All runs of one scenario, with the peers interleaved; of one call, or of several where later ones were added."""
 
     def __init__(self, scenario: Scenario, against: str, data: dict[str, Any]) -> None:
         self.scenario = scenario
@@ -39,6 +41,20 @@ class Results:
     def begin(cls, scenario: Scenario, against: str, *, quick: bool, date: str) -> Results:
         """Empty ones."""
         return cls(scenario, against, {"against": against, "quick": quick, "date": date, "skipped": {}, "runs": []})
+
+    @classmethod
+    def resume(cls, scenario: Scenario, against: str, earlier: dict[str, Any], *, date: str) -> Results:
+        """Those of earlier calls, to which more are added."""
+        return cls(scenario, against, {**earlier, "against": against, "date": date, "skipped": {}, "runs": [*earlier["runs"]]})
+
+    @property
+    def last_run(self) -> int:
+        """The number of the last run; 0 without any."""
+        return max((run["run"] for run in self.data["runs"]), default=0)
+
+    def counts(self) -> list[int]:
+        """How many runs there are of each peer and variant."""
+        return list(collections.Counter((run["peer"], run["variant"]) for run in self.data["runs"]).values())
 
     def add(self, peer: str, run: int, outcome: Outcome, *, stolen: float) -> None:
         """Keeps what one run gave, and which part of the processors' time other virtual machines had meanwhile."""
@@ -53,8 +69,9 @@ class Results:
         return list(dict.fromkeys(run["variant"] for run in self.data["runs"]))
 
     def peers(self) -> list[str]:
-        """In the order in which they were first measured."""
-        return list(dict.fromkeys(run["peer"] for run in self.data["runs"]))
+        """In the order in which they are listed everywhere."""
+        measured = {run["peer"] for run in self.data["runs"]}
+        return [name for name in BY_NAME if name in measured]
 
     def has(self, peer: str, variant: str) -> bool:
         """Whether the peer was measured in that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import threading
@@ -181,6 +182,23 @@ def test_a_run_with_a_fault_has_no_figure() -> None:
     assert any("no figure: 7 events missing" in line for line in lines)
     assert any("| 20 (10–30) |" in line for line in lines)
     assert "other virtual machines had 10%, 20%, 30% (least, median, most)" in lines[-1]
+
+
+def test_runs_that_are_added() -> None:
+    """Figures are of all runs, an earlier call's too; the table says how many there are, and has the peers in their order."""
+    earlier = Results.begin(FAN_OUT, "flask-plain", quick=False, date="2000-01-01")
+    for run in (1, 2, 3):
+        earlier.add("nchan", run, Outcome("1,000", {"events_per_s": 10.0 * run}), stolen=0.1)
+    kept = json.dumps(earlier.data)
+    results = Results.resume(FAN_OUT, "nchan", earlier.data, date="2000-01-02")
+    assert results.last_run == 3
+    for run in (4, 5):
+        results.add("nchan", run, Outcome("1,000", {"events_per_s": 10.0 * run}), stolen=0.1)
+        results.add("sseflask", run, Outcome("1,000", {"events_per_s": 100.0 * run}), stolen=0.1)
+    assert json.dumps(earlier.data) == kept
+    assert results.peers() == ["sseflask", "nchan"]
+    assert results.ratio("sseflask", "1,000", "events_per_s") == 15
+    assert report.table(results)[-1].startswith("2 to 5 runs of each, interleaved, 2000-01-02;")
 
 
 def test_without_sleep(check: Check) -> None:
