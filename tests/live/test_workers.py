@@ -613,18 +613,23 @@ class TestFile:
         served = set()
         while served != set(server.ready_workers()):
             with open_stream(server, target("/on", channel="news"), headers={"Last-Event-ID": position}) as back:
-                served.add(worker_of(back))
                 reset, opened = back.events(2)
                 assert (reset.event, reset.json(), opened.event) == (
                     "stream-reset",
                     {"reason": "history", "position": position},
                     "stream-open",
                 )
+                left = back.events(8)
                 # What another worker published a moment ago may still be on its way.
-                left = [event.json()["n"] for event in back.events(8)]
-                while left[-1] < 99:
-                    left.append(back.next_event().json()["n"])
-                assert left == list(range(left[0], 100)) and left[0] >= 82
+                while left[-1].event == "message" and left[-1].json()["n"] < 99:
+                    left.append(back.next_event())
+                if left[-1].event != "message":
+                    # Ten that arrive at once are more than the eight that it keeps, which is told too: soon it has all.
+                    assert (left[-1].event, left[-1].json()["reason"]) == ("stream-reset", "slow")
+                    continue
+                numbers = [event.json()["n"] for event in left]
+                assert numbers == list(range(numbers[0], 100)) and numbers[0] >= 82
+                served.add(worker_of(back))
 
     def test_outlives_the_server(self, start: Serve, crowd: Crowd, at: dict[str, object]) -> None:
         """Who comes back to another server, of four workers instead of one, gets what other processes published meanwhile."""
