@@ -62,7 +62,7 @@ class Channel:
         subscribers: Streams, in the order in which they came.
         is_due: Whether a waker has it in line.
         waiting: Entries published while a waker was busy with streams, since it last took the channel up.
-        unpaced: Entries published since it was last seen to that no stream falls behind for want of a chance to run.
+        unpaced: Entries that came into its ring since it was last seen to that no stream falls behind for want of a chance to run.
     """
 
     __slots__ = ("is_due", "listeners", "name", "subscribers", "unpaced", "waiting")

@@ -305,17 +305,26 @@ class Broker(abc.ABC):
         if found.listeners:
             self.emitter.flush()
         if found.subscribers:
+            found.unpaced += 1
             self._pace(found)
 
     def _pace(self, found: Channel) -> None:
         """Waits a little for streams whose clients read: while many send, and before the ring drops what they haven't got."""
         if found.waiting >= WAITING_EVENTS and found.waiting * len(found.subscribers) >= WAITING_DELIVERIES:
             self._give_way_while(lambda: found.waiting >= WAITING_EVENTS)
-        found.unpaced += 1
+        if self._is_filling(found):
+            self._let_read(found)
+
+    def _is_filling(self, found: Channel) -> bool:
+        """Whether a quarter of what its ring can keep is new since its streams were last seen to be given their chance to run."""
         ring = self.log.find(found.name)
-        if ring is None or found.unpaced < self.log.capacity(ring) // 4:
-            return
-        self._give_way_while(lambda: self._has_laggards(found, ring))
+        return ring is not None and found.unpaced >= max(self.log.capacity(ring) // 4, 1)
+
+    def _let_read(self, found: Channel) -> None:
+        """Waits for the streams that haven't got half of the ring, though their clients read."""
+        ring = self.log.find(found.name)
+        if ring is not None:
+            self._give_way_while(lambda: self._has_laggards(found, ring))
         # Only now: until the streams have caught up, whoever else publishes here waits too.
         found.unpaced = 0
 

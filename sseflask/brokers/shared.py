@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import os
@@ -81,6 +82,8 @@ class SharedBroker(Broker):
         self._fetching: dict[str, threading.Event] = {}
         # When a channel was last left, of those that are followed and that nobody reads.
         self._left: dict[str, float] = {}
+        # What the follower has found and `tell` hasn't taken in yet, each with where the log stood.
+        self._arrived: collections.deque[tuple[Head, collections.deque[Entry]]] = collections.deque()
         # Whom to wake, and channels of which entries are missing: what `tell` has to see to.
         self._told: dict[Channel, None] = {}
         self._holes: set[str] = set()
@@ -238,22 +241,21 @@ class SharedBroker(Broker):
     # What the follower tells.
 
     def arrived(self, head: Head, entries: Sequence[Entry]) -> None:
-        """Takes new entries in; see `Feed.arrived`."""
-        now = time.monotonic()
+        """Keeps new entries until they are told; see `Feed.arrived`."""
         with self.emitter.lock:
-            if head.epoch != self.log.epoch:
-                # What they are part of is read as a whole.
-                self._must_renew = True
-                return
-            for entry in entries:
-                self._take_in(entry, now)
-            self.log.seq = max(self.log.seq, head.seq)
+            self._arrived.append((head, collections.deque(entries)))
 
     def tell(self) -> None:
-        """Wakes who reads what has arrived, and reads what is missing."""
-        with self.emitter.lock:
-            told, self._told = self._told, {}
-        self._tell_all(told)
+        """Takes in what has arrived and wakes who reads it; reads what is missing. See `Feed.tell`."""
+        while True:
+            with self.emitter.lock:
+                filling = self._take_all_in()
+                told, self._told = self._told, {}
+            self._tell_all(told)
+            if filling is None:
+                break
+            # What one look at the store has found may be more than a ring keeps.
+            self._let_read(filling)
         if self._must_renew or self._holes:
             try:
                 self._make_whole()
@@ -285,6 +287,28 @@ class SharedBroker(Broker):
 
     # The rest is its own.
 
+    def _take_all_in(self) -> Channel | None:
+        """Feeds what has arrived, in order, until streams have to be given a chance to read: those of the channel that it returns.
+
+        Called under the lock.
+        """
+        now = time.monotonic()
+        while self._arrived:
+            head, entries = self._arrived[0]
+            if head.epoch != self.log.epoch:
+                # What they are part of is read as a whole.
+                self._must_renew = True
+                entries.clear()
+            while entries:
+                found = self.emitter.find(entries[0].channel)
+                if found is not None and found.subscribers and self._is_filling(found):
+                    return found
+                self._take_in(entries.popleft(), now)
+            self._arrived.popleft()
+            if head.epoch == self.log.epoch:
+                self.log.seq = max(self.log.seq, head.seq)
+        return None
+
     def _take_in(self, entry: Entry, now: float) -> None:
         """Feeds one entry; called under the lock."""
         waiting = self._loading.get(entry.channel)
@@ -307,6 +331,7 @@ class SharedBroker(Broker):
         found = self.emitter.find(entry.channel)
         if found is not None:
             self._told[found] = None
+            found.unpaced += 1
             if found.listeners:
                 self.emitter.enqueue(entry.channel, lambda: entry.event)
 
@@ -521,6 +546,7 @@ class SharedBroker(Broker):
             try:
                 # What is left in line where a listener raised what ends a greenlet.
                 self.emitter.flush()
+                self.tell()
                 self._follow_listeners()
                 if self._trouble is None:
                     if self._must_renew or self._holes:

@@ -187,7 +187,7 @@ class Feed(Protocol):
     """A process's side of what a follower tells; called by its greenlet or thread, and by `catch_up`."""
 
     def arrived(self, head: Head, entries: Sequence[Entry]) -> None:
-        """Tells of new entries. Never called by two at once; doesn't wait.
+        """Hands over new entries, which `tell` makes known. Never called by two at once; doesn't wait.
 
         Args:
             head: Where the log stands.
@@ -196,7 +196,7 @@ class Feed(Protocol):
         """
 
     def tell(self) -> None:
-        """Called after each `arrived`, outside of every lock: wakes who reads what has arrived, and may wait."""
+        """Makes what has arrived known to streams and listeners. Called after each `arrived`, outside of every lock; may wait."""
 
     def interrupted(self, error: Exception) -> None:
         """The store can't be followed now; the follower goes on trying, and says this once for each outage.

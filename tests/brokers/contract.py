@@ -77,6 +77,7 @@ class Reader:
 
     Attributes:
         seen: The entries that it has read.
+        cursor: The number of the last one.
         missed: How often the log had dropped what it hadn't read, or had begun another life.
     """
 
@@ -87,7 +88,7 @@ class Reader:
         self._channels = channels
         self._anew: str | None = None
         broker.prepare(channels)
-        self._cursor = broker.position.seq
+        self.cursor = broker.position.seq
         broker.subscribe(channels, self)
 
     @property
@@ -100,14 +101,14 @@ class Reader:
         with self._broker.emitter.lock:
             log = self._broker.log
             if self._anew is not None:
-                resumption = log.resume(self._channels, str(EventId(self._anew, self._cursor)))
-                self._anew, self._cursor = None, resumption.cursor
+                resumption = log.resume(self._channels, str(EventId(self._anew, self.cursor)))
+                self._anew, self.cursor = None, resumption.cursor
                 self.missed += resumption.reset is not None
-            elif any(log.missing_after(channel, self._cursor) for channel in self._channels):
+            elif any(log.missing_after(channel, self.cursor) for channel in self._channels):
                 self.missed += 1
-            for entry in log.merged(self._channels, self._cursor):
+            for entry in log.merged(self._channels, self.cursor):
                 self.seen.append(entry)
-                self._cursor = entry.seq
+                self.cursor = entry.seq
         return False
 
     def begin_anew(self, epoch: str) -> None:

@@ -8,9 +8,11 @@ from typing import ClassVar, Protocol
 
 import pytest
 
+import sseflask.brokers.base
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.store import Head
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, Lease, TaskChange, TaskRecord, TaskState
+from sseflask.emitter import Channel
 from sseflask.errors import TaskEnded
 from sseflask.ring import KEEP_ALL, Entry
 from tests.brokers.contract import HISTORY_SECONDS, Clock, InlineWaker, Reader, event, kept, parsed, resumed, run_together
@@ -496,6 +498,91 @@ class SharedTaskContract(TaskContract):
         assert reader.missed == 2 and not ring.entries
         assert other.log.size == 0
         other.expire(clock.now)
+
+
+    @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
+    def test_more_at_once_than_is_kept(
+        self, open_pair: OpenPair, clock: Clock, monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...]
+    ) -> None:
+        """A process that finds more entries at a time than it keeps lets its readers have them before it drops any."""
+        _, broker = open_pair(history=16)
+        assert isinstance(broker, SharedBroker)
+        waker = LazyWaker()
+        monkeypatch.setattr(broker, "waker", waker)
+        readers = [LazyReader(broker, channel) for channel in channels]
+        epoch = broker.log.epoch
+        entries, last = [], dict.fromkeys(channels, 0)
+        for number in range(100):
+            for channel in channels:
+                seq = len(entries) + 1
+                frame = b"id: %b-%d\ndata: %d\n\n" % (epoch.encode(), seq, number)
+                entries.append(Entry(seq, last[channel], channel, frame, None, None, is_end=False, at=clock.now))
+                last[channel] = seq
+        broker.arrived(Head(epoch, len(entries)), entries)
+        broker.tell()
+        waker.give_way()
+        assert [reader.data for reader in readers] == [[str(number) for number in range(100)]] * len(channels)
+        assert [reader.missed for reader in readers] == [0] * len(channels)
+        # As often as it has to: a reader that is less than half of a ring behind isn't waited for.
+        assert 10 <= waker.gave_way <= 14 * len(channels)
+        news = broker.log.find("news")
+        assert news is not None and len(news.entries) == 16
+
+    def test_readers_that_do_not_read(self, open_pair: OpenPair, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A process waits for readers only so long, and not at all where they can't run; what it kept last is there."""
+        monkeypatch.setattr(sseflask.brokers.base, "PACE_SECONDS", 0.01)
+        _, broker = open_pair(history=8)
+        waker = LazyWaker()
+        monkeypatch.setattr(broker, "waker", waker)
+        reader = LazyReader(broker, "news")
+        monkeypatch.setattr(waker, "give_way", lambda: False)
+        for number in range(20):
+            broker.publish("news", event(str(number)))
+        self.wait_for(lambda: broker.position.seq == 20)
+        monkeypatch.setattr(waker, "give_way", lambda: True)
+        for number in range(20, 40):
+            broker.publish("news", event(str(number)))
+        self.wait_for(lambda: broker.position.seq == 40)
+        waker.wake_all()
+        assert reader.missed == 1
+        assert reader.data == [str(number) for number in range(32, 40)]
+
+
+class LazyWaker(InlineWaker):
+    """Lets subscribers read only when somebody gives way.
+
+    Attributes:
+        gave_way: How often somebody did.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gave_way = 0
+        self._channels: dict[Channel, None] = {}
+
+    def wake(self, channel: Channel) -> None:
+        """Does it later."""
+        self._channels[channel] = None
+
+    def give_way(self) -> bool:
+        """Does it now."""
+        self.gave_way += 1
+        self.wake_all()
+        return True
+
+    def wake_all(self) -> None:
+        """Lets those read whose channels it was told of."""
+        channels, self._channels = self._channels, {}
+        for channel in channels:
+            super().wake(channel)
+
+
+class LazyReader(Reader):
+    """A subscriber that may be behind."""
+
+    def is_behind(self, seq: int, now: float) -> bool:
+        """Whether it hasn't read entry `seq`."""
+        return self.cursor < seq
 
 
 def event_data(body: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +16,7 @@ import sseflask.brokers.shared
 from sseflask import ServerSentEvent
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.redis import RedisStore
-from sseflask.brokers.store import Head
+from sseflask.emitter import Channel
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, parsed, resumed
 from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
 from tests.live.process import wait_until
@@ -113,23 +113,16 @@ class SettledBroker(SharedBroker):
             assert told, f"{channel} stands at {self._told_up_to.get(channel)}, not at {last}"
         return event_id
 
-    def tell(self) -> None:
+    def _tell_all(self, told: Iterable[Channel]) -> None:
         """Tells, and lets the publishers go on."""
-        self._settle(super().tell)
-
-    def resumed(self, head: Head) -> None:
-        """Reads what was missed and tells of it, and lets the publishers go on."""
-        self._settle(lambda: super(SettledBroker, self).resumed(head), is_read=True)
-
-    def _settle(self, tell: Callable[[], None], *, is_read: bool = False) -> None:
         if "redis" in threading.current_thread().name:
             self._teller = threading.current_thread()
         lasts = self._lasts()
         try:
-            tell()
+            super()._tell_all(told)
         finally:
             with self._is_told:
-                self._told_up_to |= self._lasts() if is_read else lasts
+                self._told_up_to |= lasts
                 self._is_told.notify_all()
 
     def _lasts(self) -> dict[str, int]:

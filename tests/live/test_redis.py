@@ -452,6 +452,24 @@ class TestFaults:
         for member in load.stayers:
             assert sum(began < at < went_on for at in member.comments) >= 6, member
 
+    def test_worker_stands_still(self, start_redis: StartRedis, serve_on: ServeOn, crowd: Crowd) -> None:
+        """A worker that finds many times its history at once, having stood still, lets its streams have all of it."""
+        redis = start_redis()
+        server = serve_on(redis.url, workers=1, history=64)
+        crowd.join(server, [on("news")] * 50)
+        (pid,) = server.ready_workers()
+        with Publisher(redis.url, history=64) as publisher:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                for n in range(1000):
+                    publisher.publish({"series": "news", "n": n}, channel="news")
+            finally:
+                os.kill(pid, signal.SIGCONT)
+        crowd.read_until(lambda member: member.count("news") >= 1000 or bool(member.resets), timeout=PATIENCE)
+        for member in crowd.members:
+            assert member.reset_reasons == []
+            member.assert_complete("news", 1000)
+
     def test_listeners_are_cut_off(self, start_redis: StartRedis, serve_on: ServeOn, crowd: Crowd) -> None:
         """Redis ends the connections that listen, again and again: each worker reads what it missed."""
         redis = start_redis()
