@@ -499,7 +499,6 @@ class SharedTaskContract(TaskContract):
         assert other.log.size == 0
         other.expire(clock.now)
 
-
     @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
     def test_more_at_once_than_is_kept(
         self, open_pair: OpenPair, clock: Clock, monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...]
