@@ -163,7 +163,7 @@ class EventDecoder:
         if self._data:
             # Decoding all lines at once is decoding each: an LF ends whatever sequence is cut off before it.
             data = _decoded(self._data)[:-1]
-            event = unchecked(data, event=self._event or None, id=self.last_event_id or None, retry=self._retry)
+            event = unchecked(data, self._event or None, self.last_event_id or None, self._retry)
         self._begin_block()
         return event
 

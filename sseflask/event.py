@@ -120,8 +120,9 @@ class ServerSentEvent:
             block += f"event: {self.event}\n"
         if self.retry is not None:
             block += f"retry: {self.retry}\n"
-        if self.data is not None:
-            return f"{block}{_field_lines('data', self.data)}\n".encode()
+        if (data := self.data) is not None:
+            lines = _field_lines("data", data) if "\n" in data else f"data: {data}\n"
+            return f"{block}{lines}\n".encode()
         return (block if self.id is None and self.retry is None else f"{block}\n").encode()
 
 
@@ -146,7 +147,9 @@ def to_event(item: object, *, event: str | None = None, id: str | None = None, r
     if not isinstance(item, ServerSentEvent):
         if event is None and id is None and retry is None:
             # As nearly all are: it takes half as long as the constructor.
-            return unchecked(_text("data", item) if type(item) is str else _data_text(item), event=None, id=None, retry=None)
+            if type(item) is str and item.isascii() and "\r" not in item:
+                return unchecked(item, None, None, None)
+            return unchecked(_data_text(item), None, None, None)
         return ServerSentEvent("null" if item is None else item, event=event, id=id, retry=retry)
     if event is None and id is None and retry is None:
         return item
@@ -185,7 +188,7 @@ def retry_frame(retry_ms: int) -> bytes:
     return b"retry: %d\n\n" % _milliseconds(retry_ms)
 
 
-def unchecked(data: str, *, event: str | None, id: str | None, retry: int | None) -> ServerSentEvent:
+def unchecked(data: str, event: str | None, id: str | None, retry: int | None) -> ServerSentEvent:
     """Return an event with fields that are known to be right, unchecked: `EventDecoder`'s, say, whose lines hold no line break.
 
     A name may hold NUL: other servers may send one, ours doesn't.

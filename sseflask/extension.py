@@ -261,7 +261,7 @@ class SSE(Blueprint):
         if type is not None:
             event = one_name(event, type)
         named = to_event(data, event=event, id=id, retry=retry)
-        return self._publish(channel, named, token=token)
+        return self._publish(channel, named, token)
 
     def channel(self, name: str, *, event: str | None = None, end_event: str | None = None, history: int | None = None) -> Channel:
         """A handle for one channel.
@@ -688,7 +688,7 @@ class SSE(Blueprint):
         }
 
     def _publish(
-        self, channel: str, event: ServerSentEvent, *, token: str | None = None, history: int | None = None, is_end: bool = False
+        self, channel: str, event: ServerSentEvent, token: str | None = None, *, history: int | None = None, is_end: bool = False
     ) -> str:
         app = self._app()
         installation: Installation = app.extensions[KEY]

@@ -62,6 +62,8 @@ class Log:
         self._channels: dict[str, ChannelLog] = {}
         # Those that have entries, in the order of their last one: in which they expire and give way.
         self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
+        # The last of them; None where that isn't known.
+        self._newest: ChannelLog | None = None
         # Those that keep all and haven't ended, which do neither; in the order of their last entry too.
         self._whole: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
         # Of channels without a ring: the number of the last entry, and whether that was an end.
@@ -80,7 +82,6 @@ class Log:
         self,
         channel: str,
         body: bytes,
-        *,
         now: float,
         name: str | None = None,
         user_id: str | None = None,
@@ -120,9 +121,9 @@ class Log:
             log.drop_first()
         self.size += log.size - log.counted
         log.counted = log.size
-        filled = self._filled
-        filled[channel] = log
-        filled.move_to_end(channel)
+        if self._newest is not log:
+            self._newest = self._filled[channel] = log
+            self._filled.move_to_end(channel)
         if self.size > self._bytes:
             self._make_room()
         return entry
@@ -173,6 +174,7 @@ class Log:
         # New ones: who still reads of the last life keeps its rings.
         self._channels = {}
         self._filled = collections.OrderedDict()
+        self._newest = None
         self._whole = collections.OrderedDict()
         self._remembered = collections.OrderedDict()
         self._batched = set()
@@ -284,7 +286,7 @@ class Log:
         if entry.history is not None:
             log.limit = entry.history
         log.append(entry)
-        self._filled[entry.channel] = log
+        self._newest = self._filled[entry.channel] = log
         self._filled.move_to_end(entry.channel)
         self._keep(log, now)
 
@@ -315,6 +317,7 @@ class Log:
         """Takes a ring from among those that have entries, which count against the bytes of all."""
         self._filled.pop(log.name, None)
         self._whole.pop(log.name, None)
+        self._newest = None
         self.size -= log.counted
         log.counted = 0
 

@@ -92,9 +92,10 @@ class Batch:
         last: The number of the last entry, which is the cursor afterwards.
         is_end: Whether the last entry closes its channel; its id is then a final one.
         at: The second at which the last entry was appended.
+        chunk: The frames as one HTTP/1.1 chunk; empty until `make_chunk` has made it.
     """
 
-    __slots__ = ("_chunk", "at", "count", "data", "is_end", "last", "prev")
+    __slots__ = ("at", "chunk", "count", "data", "is_end", "last", "prev")
 
     def __init__(self, entries: list[Entry]) -> None:
         frames = [entry.final_frame if entry.is_end else entry.frame for entry in entries]
@@ -104,14 +105,12 @@ class Batch:
         self.last = entries[-1].seq
         self.is_end = entries[-1].is_end
         self.at = entries[-1].at
-        self._chunk: bytes | None = None
+        self.chunk = b""
 
-    @property
-    def chunk(self) -> bytes:
-        """The frames as one HTTP/1.1 chunk, made once."""
-        if self._chunk is None:
-            self._chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
-        return self._chunk
+    def make_chunk(self) -> bytes:
+        """Makes the chunk, once for all who send it; returns it."""
+        self.chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
+        return self.chunk
 
 
 class ChannelLog:

@@ -63,6 +63,7 @@ class Stream:
         last_write: The monotonic second at which it was last written to.
         closed: Whether its end is decided: nothing sent any more reaches the client.
         reason: Why it ended; None until its end is decided.
+        sink: Where its bytes go now; `attach` changes it.
         slot: The timer's: where on its wheel the stream is.
     """
 
@@ -84,7 +85,6 @@ class Stream:
         "_putting",
         "_settings",
         "_silence",
-        "_sink",
         "_started",
         "_state",
         "_timeout",
@@ -100,6 +100,7 @@ class Stream:
         "path",
         "reason",
         "request_id",
+        "sink",
         "slot",
     )
 
@@ -139,7 +140,7 @@ class Stream:
         self._burst = 0
         self.reason: CloseReason | None = None
         self._settings = settings
-        self._sink = sink
+        self.sink = sink
         self._producer: Producer | None = None
         self._parts = Part.SINK
         self._state = StreamState.OPENING
@@ -320,7 +321,7 @@ class Stream:
         if coalescer is None or self.closed or coalescer.due is None or coalescer.due > now:
             # It has been sent, with what came next or by the end; what has come since has a time of its own.
             return
-        if self._sink.blocked_since is not None or not self._putting.acquire(blocking=False):
+        if self.sink.blocked_since is not None or not self._putting.acquire(blocking=False):
             if (keeper := self._keeper) is not None:
                 keeper.flush_at(self, now + FLUSH_SECONDS)
             return
@@ -396,11 +397,6 @@ class Stream:
     # What the sink, the timer and the worker use.
 
     @property
-    def sink(self) -> Sink:
-        """Where the stream's bytes go now."""
-        return self._sink
-
-    @property
     def send_timeout(self) -> float:
         """Seconds that the client may leave what was sent to it unread."""
         return self._settings.send_timeout
@@ -411,7 +407,7 @@ class Stream:
         Args:
             sink: The new one.
         """
-        self._sink = sink
+        self.sink = sink
 
     def resume(self) -> None:
         """The sink takes bytes again, or it is another one: the producer may go on."""
@@ -477,10 +473,10 @@ class Stream:
         if self._coalescer is not None:
             last = self._take_waiting() + last
         if reason in (CloseReason.DISCONNECTED, CloseReason.LOST, CloseReason.SLOW):
-            self._sink.abort()
+            self.sink.abort()
         else:
             self.bytes_sent += len(last)
-            self._sink.finish(last)
+            self.sink.finish(last)
         if interruption is not None and self._producer is not None:
             self._producer.interrupt()
         self._schedule()
@@ -557,7 +553,7 @@ class Stream:
                 due = min(due, self._ends_at)
             if self._expires_at is not None:
                 due = min(due, max(self._expires_at, self._started))
-        blocked = self._sink.blocked_since
+        blocked = self.sink.blocked_since
         return due if blocked is None else min(due, blocked + self._settings.send_timeout)
 
     def tick(self, now: float) -> None:
@@ -575,7 +571,7 @@ class Stream:
 
     def _is_ended_at(self, now: float) -> bool:
         """Ends the stream if its time is up. Returns whether it was."""
-        blocked = self._sink.blocked_since
+        blocked = self.sink.blocked_since
         if self._deadline is not None and now >= self._deadline:
             error = StreamTimeout(self._timeout or 0)
             return self.end(CloseReason.TIMEOUT, self._error_frame(error), error)
@@ -593,20 +589,20 @@ class Stream:
     def _keep_alive(self, now: float) -> None:
         if now < self.last_write + self._silence:
             return
-        if self._sink.blocked_since is not None:
+        if self.sink.blocked_since is not None:
             # Nothing to add to what waits; looked at again in a while.
             self.last_write = now - self._silence + min(BLOCKED_SECONDS, self._silence)
         else:
             self.last_write = now
             if self._state is StreamState.LIVE:
-                self._sink.write(KEEPALIVE)
+                self.sink.write(KEEPALIVE)
                 if self._keeper is not None:
                     self._keeper.count("keepalives")
 
     def _tick_draining(self, now: float) -> None:
-        blocked = self._sink.blocked_since
+        blocked = self.sink.blocked_since
         if blocked is not None and now >= blocked + self._settings.send_timeout:
-            self._sink.abort()
+            self.sink.abort()
         elif now >= self.last_write + STUCK_SECONDS:
             self.last_write = math.inf
             if self._keeper is not None and self._producer is not None:
@@ -650,7 +646,7 @@ class Stream:
         now = time.monotonic()
         self._burst = self._burst + 1 if now - self._went_on < BURST_SECONDS else 0
         self.last_write = self._went_on = now
-        sink = self._sink
+        sink = self.sink
         # Who pauses between two events, to wait or to work, has each sent at once: nothing would send it while its code runs.
         if not (sink.hold(frame) if joins and self._burst > BURST_EVENTS else sink.write(frame)):
             self._schedule()

@@ -464,12 +464,14 @@ class TestBatch:
         assert ring.ended
 
     def test_chunk(self) -> None:
-        """A chunk is the data between its length and a line end, made once."""
+        """A chunk is the data between its length and a line end; nothing is made of it before it is asked for."""
         batch = Batch([entry(1, 0, 20), entry(2, 1, 20)])
-        length, _, rest = batch.chunk.partition(b"\r\n")
+        assert batch.chunk == b""
+        chunk = batch.make_chunk()
+        length, _, rest = chunk.partition(b"\r\n")
         assert int(length, 16) == len(batch.data)
         assert rest == batch.data + b"\r\n"
-        assert batch.chunk is batch.chunk
+        assert batch.chunk is chunk
 
 
 class TestBounds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import secrets
 import time
 from typing import Final
@@ -69,7 +70,7 @@ class MemoryBroker(Broker):
                 return known
             if task is not None and ((state := self._records.state_of(task.id)) is None or state.is_final):
                 raise TaskEnded(task.id, state)
-            entry = self.log.append(channel, body, now=now, name=event.event, user_id=user_id, is_end=is_end, history=history)
+            entry = self.log.append(channel, body, now, event.event, user_id, is_end, history)
             if task is not None:
                 self._records.change(task, entry.seq, body)
             event_id = f"{self.log.epoch}-{entry.seq}" if user_id is None else user_id
@@ -80,7 +81,7 @@ class MemoryBroker(Broker):
                 self.tallies[channel].published += 1
             found = self.emitter.find(channel)
             if found is not None and found.listeners:
-                self.emitter.enqueue(channel, lambda: dataclasses.replace(event, id=event_id))
+                self.emitter.enqueue(channel, functools.partial(dataclasses.replace, event, id=event_id))
         self._tell(found)
         return event_id
 

@@ -93,7 +93,7 @@ class SocketSink:
         sock = self._sock
         if sock is None or self._finishing:
             return True
-        data: bytes | memoryview = batch.chunk if self._chunked else batch.data
+        data: bytes | memoryview = (batch.chunk or batch.make_chunk()) if self._chunked else batch.data
         if not self._pending:
             # As `_send`, for the thousands of clients who take all of it.
             try:
