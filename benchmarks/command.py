@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         chosen = scenario.ALL_BY_NAME[name]
         against = "flask-sse-2" if chosen.is_for_several else options.against
         earlier = document["scenarios"].get(name) if options.add else None
-        results = measure(chosen, options.peer, runs=options.runs, against=against, quick=options.quick, earlier=earlier)
+        results = measure(
+            chosen, options.peer, runs=options.runs, tries=options.tries, against=against, quick=options.quick, earlier=earlier
+        )
         document["scenarios"][name] = results.data
         print(report.terminal(results), flush=True)
         if options.save:
@@ -49,7 +51,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(
-    chosen: Scenario, peers: Sequence[str], *, runs: int, against: str, quick: bool, earlier: dict[str, Any] | None = None
+    chosen: Scenario,
+    peers: Sequence[str],
+    *,
+    runs: int,
+    tries: int,
+    against: str,
+    quick: bool,
+    earlier: dict[str, Any] | None = None,
 ) -> Results:
     """Runs a scenario: all peers once, then all of them again, so that a slow minute of the machine hits them alike."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
@@ -63,12 +72,9 @@ def measure(
             if name in results.data["skipped"] or (peer.BY_NAME[name].workers > 1) is not chosen.is_for_several:
                 continue
             print(f"{chosen.name}, run {run}: {name}", file=sys.stderr, flush=True)
-            before = machine.stolen()
             try:
-                for outcome in chosen.run(peer.BY_NAME[name], quick=quick):
-                    now = machine.stolen()
-                    results.add(name, run, outcome, stolen=(now[0] - before[0]) / max(now[1] - before[1], 1))
-                    before = now
+                for outcome in chosen.run(peer.BY_NAME[name], quick=quick, tries=tries):
+                    results.add(name, run, outcome)
             except Unavailable as error:
                 results.skip(name, str(error).strip().splitlines()[0])
                 print(f"{name} can't run: {error}", file=sys.stderr)
@@ -95,6 +101,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--against", choices=list(peer.BY_NAME), default="flask-plain", help="whose figures the ratios are told by")
     parser.add_argument("--runs", type=int, default=None, help="of each peer (default: 3, quick: 1)")
+    parser.add_argument(
+        "--tries",
+        type=int,
+        default=None,
+        help="of a short measurement that other virtual machines disturb; the calmest counts (default: 8, quick: 1)",
+    )
     parser.add_argument("--quick", action="store_true", help="small, once, in two minutes: to see whether it works")
     parser.add_argument("--add", action="store_true", help="keep the runs that are stored, and add these; of the same code, please")
     parser.add_argument("--save", action="store_true", help="write docs/compare/benchmarks.json, .md and plots")
@@ -103,4 +115,5 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.add and options.quick:
         parser.error("--add with --quick: small runs don't go with full ones")
     options.runs = options.runs or (1 if options.quick else 3)
+    options.tries = options.tries or (1 if options.quick else 8)
     return options

@@ -7,8 +7,11 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 
 def cores() -> tuple[int, int]:
@@ -55,6 +58,30 @@ def stolen() -> tuple[int, int]:
     """Since the machine's start: the clock ticks of its cores that other virtual machines have had, and all."""
     ticks = [int(tick) for tick in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
     return ticks[7], sum(ticks)
+
+
+class Watch:
+    """Looks at what other virtual machines take of this one while something is measured.
+
+    Attributes:
+        share: The part of the processors' time that they had.
+        seconds: How long it took.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self.seconds = 0.0
+        self._before = (0, 0)
+        self._began = 0.0
+
+    def __enter__(self) -> Self:
+        self._before, self._began = stolen(), time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        now = stolen()
+        self.share = (now[0] - self._before[0]) / max(now[1] - self._before[1], 1)
+        self.seconds = time.monotonic() - self._began
 
 
 def _version(command: list[str]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .peer import BY_NAME
 from .result import Results, Summary
-from .scenario import ALL, Metric, Scenario
+from .scenario import ALL, CALM_SHARE, SHORT_SECONDS, Metric, Scenario
 
 BLANK = "–"
 COLOURS = {
@@ -77,6 +77,11 @@ def table(results: Results) -> list[str]:
     if (stolen := results.stolen()) is not None:
         shares = ", ".join(f"{share:.0%}" for share in (stolen.minimum, stolen.median, stolen.maximum))
         note += f"; other virtual machines had {shares} (least, median, most) of this one's processors meanwhile"
+    if results.most_tries() > 1:
+        note += (
+            f"; measurements of less than {SHORT_SECONDS:.0f} s in which they had more than {CALM_SHARE:.0%} were made again, "
+            f"up to {results.most_tries()} times, and the calmest counts"
+        )
     lines += ["", f"{note}{'; a quick run, of no worth as a measurement' if results.data['quick'] else ''}."]
     lines += [f"{peer} wasn't measured: {reason}." for peer, reason in results.data["skipped"].items()]
     return lines

@@ -56,9 +56,10 @@ class Results:
         """How many runs there are of each peer and variant."""
         return list(collections.Counter((run["peer"], run["variant"]) for run in self.data["runs"]).values())
 
-    def add(self, peer: str, run: int, outcome: Outcome, *, stolen: float) -> None:
-        """Keeps what one run gave, and which part of the processors' time other virtual machines had meanwhile."""
-        self.data["runs"].append({"peer": peer, "run": run, "stolen": round(stolen, 3), **dataclasses.asdict(outcome)})
+    def add(self, peer: str, run: int, outcome: Outcome) -> None:
+        """Keeps what one run gave."""
+        rounded = {"stolen": round(outcome.stolen, 3), "seconds": round(outcome.seconds, 3)}
+        self.data["runs"].append({"peer": peer, "run": run, **dataclasses.asdict(outcome), **rounded})
 
     def skip(self, peer: str, reason: str) -> None:
         """Keeps why a peer has no figures."""
@@ -95,6 +96,10 @@ class Results:
     def stolen(self) -> Summary | None:
         """The part of the processors' time that other virtual machines had, over all runs; None where it wasn't looked at."""
         return Summary.of(run["stolen"] for run in self.data["runs"] if "stolen" in run)
+
+    def most_tries(self) -> int:
+        """How often a run was measured at the most, until other virtual machines took little."""
+        return max((run.get("tries", 1) for run in self.data["runs"]), default=1)
 
     def _runs(self, peer: str, variant: str) -> Iterable[dict[str, Any]]:
         return (run for run in self.data["runs"] if run["peer"] == peer and run["variant"] == variant)
