@@ -37,8 +37,8 @@ class Subscriber(Protocol):
         """
         ...
 
-    def is_behind(self, seq: int, now: float) -> bool:
-        """Whether it hasn't got as far as entry `seq`, though its client reads."""
+    def is_behind(self, seq: int, since: float) -> bool:
+        """Whether it hasn't got as far as entry `seq`, though its client has taken something since that monotonic second."""
         ...
 
     @property

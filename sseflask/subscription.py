@@ -28,8 +28,6 @@ Snapshot = Callable[..., Any]
 
 #: Seconds that one stream writes before others have their turn.
 SLICE_SECONDS: Final = 0.0005
-#: Seconds for which a client's buffer may be full before its stream is no longer waited for.
-PATIENCE_SECONDS: Final = 0.1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -300,10 +298,10 @@ class Subscription:
         """A subscription runs nowhere."""
         return "(a subscription)"
 
-    def is_behind(self, seq: int, now: float) -> bool:
-        """Whether it hasn't got as far as entry `seq`, though its client reads."""
+    def is_behind(self, seq: int, since: float) -> bool:
+        """Whether it hasn't got as far as entry `seq`, though its client has taken something since that monotonic second."""
         blocked = self.stream.sink.blocked_since
-        return self._cursor < seq and (blocked is None or now - blocked < PATIENCE_SECONDS) and not self.stream.closed
+        return self._cursor < seq and (blocked is None or blocked > since) and not self.stream.closed
 
     def begin_anew(self, epoch: str) -> None:
         """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now."""
@@ -386,7 +384,7 @@ class Subscription:
                 self._broker.waker.latency.taken.append(batch.at)
         if batch is None or batch.prev > cursor:
             if not self._is_unplaced:
-                return self._fell_behind(ring.last, now)
+                return self._fell_behind(now)
             if batch is None:
                 self._cursor = ring.last
                 return False
@@ -403,7 +401,7 @@ class Subscription:
         broker, selection = self._broker, self._selection
         entries = self._next_entries()
         if entries is None:
-            return self._fell_behind(broker.log.seq, now)
+            return self._fell_behind(now)
         if not entries:
             return False
         frames = []
@@ -493,7 +491,7 @@ class Subscription:
         if self.stream.end(CloseReason.COMPLETED):
             self.interrupt()
 
-    def _fell_behind(self, head: int, now: float) -> bool:
+    def _fell_behind(self, now: float) -> bool:
         """The history was too short for this client. Returns whether it goes on."""
         if self._settings.slow_client == "disconnect" or self._has_snapshot:
             self.stream.end(CloseReason.SLOW, interruption=StreamClosed(CloseReason.SLOW))
@@ -503,7 +501,8 @@ class Subscription:
             rings = [self._broker.log.find(name) for name in self._selection.channels]
             # What is skipped never holds the end of a channel: its client would wait for ever.
             ends = [ring.last for ring in rings if ring is not None and ring.ended and ring.entries and ring.last > self._cursor]
-            self._cursor = min(ends) - 1 if ends else head
+            # Not the head of the log: what these channels have before it may still be on its way here.
+            self._cursor = min(ends) - 1 if ends else max([self._cursor, *(ring.last for ring in rings if ring is not None)])
             self._told = missing(self._broker, self._selection.channels, self._cursor)
         frame = reset_frame(self._settings, "slow", str(asked), EventId(self._broker.log.epoch, self._cursor))
         self.stream.was_reset()

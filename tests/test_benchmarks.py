@@ -202,6 +202,8 @@ def test_disturbed_runs() -> None:
     assert found(worst, worse, calm) == dataclasses.replace(calm, tries=3)
     assert found(worst, worse, worst, tries=3) == dataclasses.replace(worse, tries=3)
     assert found(run(0.5, seconds=6)).tries == 1
+    # One that a disturbance has made long isn't taken for calm.
+    assert found(worst, run(0.6, seconds=6), worse, tries=3) == dataclasses.replace(worse, tries=3)
     lost = run(0.5, faults=("7 events missing",))
     assert found(worse, lost) == dataclasses.replace(lost, tries=2)
 

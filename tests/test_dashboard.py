@@ -38,7 +38,7 @@ class Subscriber:
         """Takes nothing."""
         return False
 
-    def is_behind(self, seq: int, now: float) -> bool:
+    def is_behind(self, seq: int, since: float) -> bool:
         """Nobody waits for it."""
         return False
 

@@ -833,6 +833,17 @@ class TestSlowClients:
         assert RESET not in again.names and again.data[-3:] == ["21", "22", "23"]
 
     @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
+    def test_latest_of_its_channels(self, make_world: MakeWorld, channels: tuple[str, ...]) -> None:
+        """It goes on at the newest of its own channels, not of all: what they have before that may still be on its way here."""
+        world = make_world(SSE_HISTORY=8, SSE_SLOW_CLIENT="latest")
+        client = world.connect(*channels)
+        client.block()
+        newest = world.publish(*map(str, range(20)))
+        world.sse.publish("", channel="unrelated")
+        client.unblock()
+        assert [one.id for one in client.received if one.event == RESET] == [newest]
+
+    @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
     def test_latest_keeps_the_end(self, make_world: MakeWorld, channels: tuple[str, ...]) -> None:
         """With `latest`, what is skipped never holds the end of a channel: its client would wait for ever."""
         world = make_world(SSE_HISTORY=8, SSE_SLOW_CLIENT="latest")

@@ -16,8 +16,11 @@ from sseflask.tally import Latency, Tallies
 
 from .tasks import TaskChange, TaskStore
 
-#: Seconds that a publisher waits at the most for streams whose clients read, before the ring drops what they haven't been given.
+#: Seconds for which publishers, and what a follower found, wait at the most for streams before the ring drops what those haven't
+#: been given.
 PACE_SECONDS: Final = 1.0
+#: Seconds for which a client's buffer may be full before a publisher no longer waits for its stream.
+PATIENCE_SECONDS: Final = 0.1
 #: Events, and deliveries of events, that may wait for streams that are sending already, before their publisher does: more would
 #: take less time in all, in larger writes, but each event would come later.
 WAITING_EVENTS: Final = 16
@@ -311,29 +314,28 @@ class Broker(abc.ABC):
     def _pace(self, found: Channel) -> None:
         """Waits a little for streams whose clients read: while many send, and before the ring drops what they haven't got."""
         if found.waiting >= WAITING_EVENTS and found.waiting * len(found.subscribers) >= WAITING_DELIVERIES:
-            self._give_way_while(lambda: found.waiting >= WAITING_EVENTS)
+            self._give_way_while(lambda: found.waiting >= WAITING_EVENTS, time.monotonic() + PACE_SECONDS)
         if self._is_filling(found):
-            self._let_read(found)
+            self._let_read(found, PATIENCE_SECONDS, time.monotonic() + PACE_SECONDS)
 
     def _is_filling(self, found: Channel) -> bool:
         """Whether a quarter of what its ring can keep is new since its streams were last seen to be given their chance to run."""
         ring = self.log.find(found.name)
         return ring is not None and found.unpaced >= max(self.log.capacity(ring) // 4, 1)
 
-    def _let_read(self, found: Channel) -> None:
-        """Waits for the streams that haven't got half of the ring, though their clients read."""
+    def _let_read(self, found: Channel, patience: float, until: float) -> None:
+        """Waits for the streams that haven't got half of the ring, unless their client's buffer has been full for so long."""
         ring = self.log.find(found.name)
         if ring is not None:
-            self._give_way_while(lambda: self._has_laggards(found, ring))
+            self._give_way_while(lambda: self._has_laggards(found, ring, patience), until)
         # Only now: until the streams have caught up, whoever else publishes here waits too.
         found.unpaced = 0
 
-    def _give_way_while(self, must_wait: Callable[[], bool]) -> None:
-        until = time.monotonic() + PACE_SECONDS
-        while must_wait() and time.monotonic() < until and self.waker.give_way():
+    def _give_way_while(self, must_wait: Callable[[], bool], until: float) -> None:
+        while time.monotonic() < until and must_wait() and self.waker.give_way():
             pass
 
-    def _has_laggards(self, found: Channel, ring: ChannelLog) -> bool:
+    def _has_laggards(self, found: Channel, ring: ChannelLog, patience: float) -> bool:
         """Whether a stream whose client reads hasn't got half of what the ring can keep."""
         with self.emitter.lock:
             entries = ring.entries
@@ -341,6 +343,6 @@ class Broker(abc.ABC):
                 return False
             middle = entries[len(entries) // 2].seq
             subscribers = list(found.subscribers)
-        now = time.monotonic()
+        since = time.monotonic() - patience
         # The last one is the last to have its turn.
-        return any(subscriber.is_behind(middle, now) for subscriber in reversed(subscribers))
+        return any(subscriber.is_behind(middle, since) for subscriber in reversed(subscribers))

@@ -20,7 +20,7 @@ from sseflask.log import Log
 from sseflask.position import EventId
 from sseflask.ring import Entry
 
-from .base import Broker, Keep, Waker
+from .base import PACE_SECONDS, Broker, Keep, Waker
 from .store import Head, Publication, Reading, Store
 from .tasks import TaskChange, TaskState
 
@@ -84,6 +84,7 @@ class SharedBroker(Broker):
         self._left: dict[str, float] = {}
         # What the follower has found and `tell` hasn't taken in yet, each with where the log stood.
         self._arrived: collections.deque[tuple[Head, collections.deque[Entry]]] = collections.deque()
+        self._arrived_since = 0.0
         # Whom to wake, and channels of which entries are missing: what `tell` has to see to.
         self._told: dict[Channel, None] = {}
         self._holes: set[str] = set()
@@ -243,6 +244,8 @@ class SharedBroker(Broker):
     def arrived(self, head: Head, entries: Sequence[Entry]) -> None:
         """Keeps new entries until they are told; see `Feed.arrived`."""
         with self.emitter.lock:
+            if not self._arrived:
+                self._arrived_since = time.monotonic()
             self._arrived.append((head, collections.deque(entries)))
 
     def tell(self) -> None:
@@ -254,8 +257,8 @@ class SharedBroker(Broker):
             self._tell_all(told)
             if filling is None:
                 break
-            # What one look at the store has found may be more than a ring keeps.
-            self._let_read(filling)
+            # What has been found may be more than a ring keeps. No other channel's streams wait for a client that doesn't read.
+            self._let_read(filling, 0.0, self._arrived_since + PACE_SECONDS if not self._is_closed else 0.0)
         if self._must_renew or self._holes:
             try:
                 self._make_whole()

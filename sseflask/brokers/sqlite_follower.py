@@ -65,7 +65,7 @@ class SQLiteFollower:
 
         Args:
             connection: One of its own: a connection sees the commits of others only.
-            feed: Told of new entries, outages and their ends; it must not wait.
+            feed: Told of new entries, outages and their ends.
         """
         self._connection = connection
         self._feed = feed
@@ -242,7 +242,12 @@ class _Following:
             return False
         self._last_news = now
         self._feed.arrived(head, found.entries)
-        self._said.append(self._feed.tell if found.is_whole else lambda: self._resumed(head))
+        if not found.is_whole:
+            self._said.append(lambda: self._resumed(head))
+        self._said.append(self._feed.tell)
+        if found.has_more:
+            # Whoever is interrupted while it tells leaves the rest to the next poll.
+            self._version = None
         return found.has_more
 
     def _resumed(self, head: Head) -> None:

@@ -115,7 +115,7 @@ class Reader:
         """Looks for its position of that epoch when it reads next."""
         self._anew = self._anew or epoch
 
-    def is_behind(self, seq: int, now: float) -> bool:
+    def is_behind(self, seq: int, since: float) -> bool:
         """It never is: it reads when it is woken."""
         return False
 

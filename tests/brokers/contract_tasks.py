@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import pytest
 
 import sseflask.brokers.base
+import sseflask.brokers.shared
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.store import Head
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, Lease, TaskChange, TaskRecord, TaskState
@@ -509,15 +511,7 @@ class SharedTaskContract(TaskContract):
         waker = LazyWaker()
         monkeypatch.setattr(broker, "waker", waker)
         readers = [LazyReader(broker, channel) for channel in channels]
-        epoch = broker.log.epoch
-        entries, last = [], dict.fromkeys(channels, 0)
-        for number in range(100):
-            for channel in channels:
-                seq = len(entries) + 1
-                frame = b"id: %b-%d\ndata: %d\n\n" % (epoch.encode(), seq, number)
-                entries.append(Entry(seq, last[channel], channel, frame, None, None, is_end=False, at=clock.now))
-                last[channel] = seq
-        broker.arrived(Head(epoch, len(entries)), entries)
+        find_at_once(broker, channels, 100, at=clock.now)
         broker.tell()
         waker.give_way()
         assert [reader.data for reader in readers] == [[str(number) for number in range(100)]] * len(channels)
@@ -527,9 +521,27 @@ class SharedTaskContract(TaskContract):
         news = broker.log.find("news")
         assert news is not None and len(news.entries) == 16
 
+    def test_blocked_reader(self, open_pair: OpenPair, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What a process finds doesn't wait for a reader whose client takes nothing: others would wait with it."""
+        _, broker = open_pair(history=16)
+        assert isinstance(broker, SharedBroker)
+        waker = LazyWaker()
+        monkeypatch.setattr(broker, "waker", waker)
+        blocked, other = BlockedReader(broker, "news"), LazyReader(broker, "other")
+        find_at_once(broker, ("news", "news", "other"), 20, at=clock.now)
+        broker.tell()
+        # For the other one alone: 20 entries, of which four are new each time, and half of the ring may wait.
+        assert 1 <= waker.gave_way <= 4
+        waker.wake_all()
+        assert other.data == [str(number) for number in range(20)]
+        blocked.is_blocked = False
+        blocked.pump(0.0)
+        assert (blocked.missed, other.missed) == (1, 0)
+
     def test_readers_that_do_not_read(self, open_pair: OpenPair, monkeypatch: pytest.MonkeyPatch) -> None:
         """A process waits for readers only so long, and not at all where they can't run; what it kept last is there."""
-        monkeypatch.setattr(sseflask.brokers.base, "PACE_SECONDS", 0.01)
+        for module in (sseflask.brokers.base, sseflask.brokers.shared):
+            monkeypatch.setattr(module, "PACE_SECONDS", 0.01)
         _, broker = open_pair(history=8)
         waker = LazyWaker()
         monkeypatch.setattr(broker, "waker", waker)
@@ -579,9 +591,44 @@ class LazyWaker(InlineWaker):
 class LazyReader(Reader):
     """A subscriber that may be behind."""
 
-    def is_behind(self, seq: int, now: float) -> bool:
+    def is_behind(self, seq: int, since: float) -> bool:
         """Whether it hasn't read entry `seq`."""
         return self.cursor < seq
+
+
+class BlockedReader(LazyReader):
+    """A subscriber whose client's buffer has just become full.
+
+    Attributes:
+        is_blocked: Whether it still is.
+    """
+
+    def __init__(self, broker: Broker, *channels: str) -> None:
+        super().__init__(broker, *channels)
+        self.is_blocked = True
+        self._blocked_since = time.monotonic()
+
+    def is_behind(self, seq: int, since: float) -> bool:
+        """Whether it hasn't read entry `seq`, and its client has taken something since."""
+        return super().is_behind(seq, since) and self._blocked_since > since
+
+    def pump(self, now: float) -> bool:
+        """Reads nothing while it is blocked."""
+        return not self.is_blocked and super().pump(now)
+
+
+def find_at_once(broker: SharedBroker, channels: Sequence[str], count: int, *, at: float) -> None:
+    """Has a broker find so many rounds of entries, one on each of the channels, in one look at its store."""
+    epoch = broker.log.epoch
+    entries: list[Entry] = []
+    last = dict.fromkeys(channels, 0)
+    for number in range(count):
+        for channel in channels:
+            seq = len(entries) + 1
+            frame = b"id: %b-%d\ndata: %d\n\n" % (epoch.encode(), seq, number)
+            entries.append(Entry(seq, last[channel], channel, frame, None, None, is_end=False, at=at))
+            last[channel] = seq
+    broker.arrived(Head(epoch, len(entries)), entries)
 
 
 def event_data(body: bytes) -> str:

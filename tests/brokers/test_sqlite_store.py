@@ -74,15 +74,18 @@ class Told:
         self.heads: list[Head] = []
         self.words: list[str] = []
         self.at: list[float] = []
+        self.calls: list[str] = []
 
     def arrived(self, head: Head, entries: Sequence[Entry]) -> None:
         """Notes entries."""
+        self.calls.append("arrived")
         self.heads.append(head)
         self.at += [time.monotonic()] * len(entries)
         self.entries += entries
 
     def tell(self) -> None:
         """Has nobody to wake."""
+        self.calls.append("tell")
 
     def interrupted(self, error: Exception) -> None:
         """Notes an outage."""
@@ -90,6 +93,7 @@ class Told:
 
     def resumed(self, head: Head) -> None:
         """Notes its end."""
+        self.calls.append("resumed")
         self.heads.append(head)
         self.words.append("resumed")
 
@@ -1242,6 +1246,8 @@ class TestFollower:
             for _ in range(100):
                 store.publish(event("a"))
         wait_until(lambda: told.words == ["resumed"])
+        # What came with it is made known after what is missing.
+        wait_until(lambda: told.calls == ["arrived", "resumed", "tell"])
         assert told.heads[-1].seq == 100 and told.seqs()[-8:] == list(range(93, 101))
         assert told.entries[0].prev > 0
 
