@@ -549,9 +549,10 @@ class SharedBroker(Broker):
             try:
                 # What is left in line where a listener raised what ends a greenlet.
                 self.emitter.flush()
-                self.tell()
                 self._follow_listeners()
                 if self._trouble is None:
+                    if self._arrived:
+                        self.tell()
                     if self._must_renew or self._holes:
                         self._make_whole()
                     self._unlisten(time.monotonic())
