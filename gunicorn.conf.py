@@ -28,7 +28,8 @@ timeout = 30
 # plain requests that are still running. SSE_DRAIN_SECONDS must be smaller.
 graceful_timeout = 30
 
-# Seconds that an idle connection waits for its next request. A worker that leaves waits for it as well, and then for up to a
+# Seconds that a connection waits for its next request, and in which its first one must have arrived: more, where clients come
+# without a proxy in between and over lines that lose packets. A worker that leaves waits for it as well, and then for up to a
 # second, beside its streams: keep the sum below SSE_DRAIN_SECONDS, or deploys take longer.
 keepalive = 2
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .emitter import RESERVED, Listener
 from .errors import EventTooLarge, InvalidChannel, InvalidEvent
-from .event import ServerSentEvent, to_event
+from .event import ServerSentEvent, compact_text, to_compact, to_event
 from .position import EventId, RunId
 
 if TYPE_CHECKING:
@@ -57,13 +57,21 @@ def one_name(event: str | None, type: str) -> str:
     return type
 
 
-def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
-    """An event, if it may be published.
+def checked_event(event: ServerSentEvent | str, max_bytes: int) -> None:
+    """Looks at whether an event, or what `to_compact` has made of it, may be published.
 
     Raises:
         InvalidEvent: It has no data, or its id could not be found again.
         EventTooLarge: It has more bytes than that.
     """
+    characters = len(event) if isinstance(event, str) else _checked_length(event)
+    # Only what might be too large is encoded to see: a character is 4 bytes at the most, a line end 7 with the next line's name.
+    if characters * 7 + 64 > max_bytes and (size := len(compact_text(event).encode())) > max_bytes:
+        raise EventTooLarge(to_event(event).data, size, max_bytes)
+
+
+def _checked_length(event: ServerSentEvent) -> int:
+    """The characters of all fields of an event, whose data and id may be published."""
     if event.data is None:
         raise InvalidEvent("data", None, "an event on a channel needs data")
     if (own := event.id) is not None:
@@ -73,7 +81,6 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
             raise InvalidEvent("id", own, "browsers don't send spaces at the edges of an id back")
         if EventId.parse(own) is not None or RunId.parse(own) is not None:
             raise InvalidEvent("id", own, "ids of this form are sseflask's own")
-    # Only what might be too large is encoded to see: a character is 4 bytes at the most, a line end 7 with the next line's name.
     characters = len(event.data)
     if event.event is not None:
         characters += len(event.event)
@@ -81,9 +88,7 @@ def checked_event(event: ServerSentEvent, max_bytes: int) -> ServerSentEvent:
         characters += len(event.comment)
     if own is not None:
         characters += len(own)
-    if characters * 7 + 64 > max_bytes and (size := len(event.encode())) > max_bytes:
-        raise EventTooLarge(event.data, size, max_bytes)
-    return event
+    return characters
 
 
 class Channel:
@@ -141,7 +146,7 @@ class Channel:
             BrokerUnavailable: The broker doesn't have the event, or it isn't known whether it has: `outcome` says which.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
-        named = to_event(data, event=event or self._event, id=id)
+        named = to_compact(data, event or self._event, id, None)
         return self._publish(self.name, named, token=token, history=self._history)
 
     def close(self, data: Any = "", *, token: str | None = None) -> str:

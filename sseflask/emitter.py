@@ -100,6 +100,7 @@ class EventEmitter:
         on_listen: Called, outside the lock, when a channel has got a listener; None for nothing.
         changes: How often a stream has come or gone.
         subscriptions: How many there are of all channels; one to several channels counts for each.
+        find: Gives who listens to a channel, by its name; None if nobody does. For brokers.
     """
 
     def __init__(self, history: Callable[[], Iterable[str]] = tuple) -> None:
@@ -114,6 +115,8 @@ class EventEmitter:
         self.subscriptions = 0
         self._history = history
         self._channels: dict[str, Channel] = {}
+        # A method would be a call more for each event.
+        self.find: Callable[[str], Channel | None] = self._channels.get
         self._queue: collections.deque[tuple[str, ServerSentEvent]] = collections.deque()
         self._is_flushing = False
 
@@ -189,17 +192,6 @@ class EventEmitter:
             return [name for name in dict.fromkeys([*self._channels, *self._history()]) if not name.startswith(RESERVED)]
 
     # What brokers and streams use.
-
-    def find(self, channel: str) -> Channel | None:
-        """Who listens to a channel.
-
-        Args:
-            channel: The channel's name.
-
-        Returns:
-            Its listeners and streams; None if there are none.
-        """
-        return self._channels.get(channel)
 
     def subscribe(self, channel: str, subscriber: Subscriber) -> bool:
         """Adds a stream; called under the lock.

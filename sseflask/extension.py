@@ -19,7 +19,7 @@ from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOpti
 from .current import heartbeat
 from .emitter import EventEmitter, Listener, check_listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
-from .event import ServerSentEvent, to_event
+from .event import ServerSentEvent, to_compact, to_event
 from .installation import KEY, Installation, file_name
 from .producer import release
 from .response import (
@@ -260,8 +260,7 @@ class SSE(Blueprint):
         """
         if type is not None:
             event = one_name(event, type)
-        named = to_event(data, event=event, id=id, retry=retry)
-        return self._publish(channel, named, token)
+        return self._publish(channel, to_compact(data, event, id, retry), token)
 
     def channel(self, name: str, *, event: str | None = None, end_event: str | None = None, history: int | None = None) -> Channel:
         """A handle for one channel.
@@ -688,18 +687,24 @@ class SSE(Blueprint):
         }
 
     def _publish(
-        self, channel: str, event: ServerSentEvent, token: str | None = None, *, history: int | None = None, is_end: bool = False
+        self,
+        channel: str,
+        event: ServerSentEvent | str,
+        token: str | None = None,
+        *,
+        history: int | None = None,
+        is_end: bool = False,
     ) -> str:
         app = self._app()
         installation: Installation = app.extensions[KEY]
         broker = installation.ready or installation.broker
-        if type(channel) is not str or channel not in broker.log or channel[:1] == "-":
+        if type(channel) is not str or broker.log.find(channel) is None or channel[:1] == "-":
             # One that has a ring was checked before it got it, unless it is ours.
             checked_name(channel)
         checked_event(event, installation.settings.max_event_bytes)
         event_id = broker.publish(channel, event, token=token, is_end=is_end, history=history)
         if signals.event_published.receivers:
-            signals.event_published.send(app, channel=channel, event=event, id=event_id)
+            signals.event_published.send(app, channel=channel, event=to_event(event), id=event_id)
         return event_id
 
     def _apps(self) -> list[Flask]:

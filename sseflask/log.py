@@ -10,7 +10,7 @@ import dataclasses
 import heapq
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Final
 
 from .position import EventId
@@ -41,6 +41,7 @@ class Log:
         seq: The number of the last entry of any channel; 0 before the first.
         floor: The highest last number among the channels that were forgotten: one that isn't known may have had entries up to it.
         size: The bytes that all entries take, about.
+        find: Gives the ring of a channel, by its name; None if there is none.
     """
 
     def __init__(self, epoch: str, *, history: int, history_seconds: float, history_bytes: int) -> None:
@@ -60,6 +61,7 @@ class Log:
         self._seconds = history_seconds
         self._bytes = history_bytes
         self._channels: dict[str, ChannelLog] = {}
+        self.find: Callable[[str], ChannelLog | None] = self._channels.get
         # Those that have entries, in the order of their last one: in which they expire and give way.
         self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
         # The last of them; None where that isn't known.
@@ -70,7 +72,6 @@ class Log:
         self._remembered: collections.OrderedDict[str, tuple[int, bool]] = collections.OrderedDict()
         # The rings that may hold batches, which don't count against the bytes: they live until the next `expire`.
         self._batched: set[ChannelLog] = set()
-        self._id_line = f"id: {epoch}-".encode()
 
     def __len__(self) -> int:
         return len(self._channels)
@@ -81,18 +82,18 @@ class Log:
     def append(
         self,
         channel: str,
-        body: bytes,
+        frame: bytes,
         now: float,
         name: str | None = None,
         user_id: str | None = None,
         is_end: bool = False,
         history: int | None = None,
     ) -> Entry:
-        """Numbers an event and keeps it.
+        """Keeps an event under the number after `seq`.
 
         Args:
             channel: The channel's name.
-            body: The encoded event: with its id line if the publisher chose an id, else without one.
+            frame: The encoded event, the line of its id included: that of the number, or the one that its publisher chose.
             now: The second.
             name: The event's name.
             user_id: The id that the publisher chose.
@@ -106,7 +107,6 @@ class Log:
         log = self._channels.get(channel)
         if log is None:
             log = self.channel(channel)
-        frame = b"%b%d\n%b" % (self._id_line, seq, body) if user_id is None else body
         entry = Entry(seq, log.last, channel, frame, name, user_id, is_end, now)
         self.seq = seq
         if history is not None:
@@ -173,12 +173,12 @@ class Log:
         self.floor = self.size = 0
         # New ones: who still reads of the last life keeps its rings.
         self._channels = {}
+        self.find = self._channels.get
         self._filled = collections.OrderedDict()
         self._newest = None
         self._whole = collections.OrderedDict()
         self._remembered = collections.OrderedDict()
         self._batched = set()
-        self._id_line = f"id: {epoch}-".encode()
 
     def drop(self, channel: str) -> None:
         """Lets go of a ring that is no longer fed."""
@@ -193,10 +193,6 @@ class Log:
             last, ended = self._remembered.pop(name, (self.floor, False))
             log = self._channels[name] = ChannelLog(name, last, self._limit, ended=ended, batched=self._batched)
         return log
-
-    def find(self, name: str) -> ChannelLog | None:
-        """The ring of a channel; None if there is none."""
-        return self._channels.get(name)
 
     def capacity(self, ring: ChannelLog) -> int:
         """How many entries a ring may be expected to keep: its limit, or what it has if the bytes are more than half used."""

@@ -37,18 +37,21 @@ class Lock:
 
     Whatever the collector finalises (a generator whose `finally` publishes, say) would run in the middle of what the lock guards,
     and wait for the lock that its own thread holds.
+
+    Attributes:
+        raw: The lock itself, for who sees to the collector without a call of Python's.
     """
 
-    __slots__ = ("_collects", "_lock")
+    __slots__ = ("_collects", "raw")
 
     def __init__(self) -> None:
         make: Any = _original("_thread", "allocate_lock") if is_patched() else threading.Lock
-        self._lock: threading.Lock = make()
+        self.raw: threading.Lock = make()
         self._collects = False
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """As that of `threading.Lock`."""
-        is_mine = self._lock.acquire(blocking, timeout)
+        is_mine = self.raw.acquire(blocking, timeout)
         if is_mine:
             self._collects = isenabled()
             if self._collects:
@@ -58,14 +61,14 @@ class Lock:
     def release(self) -> None:
         """As that of `threading.Lock`."""
         collects = self._collects
-        self._lock.release()
+        self.raw.release()
         if collects:
             enable()
 
     # As `acquire` and `release`, without their calls: each event is published under one.
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self.raw.acquire()
         self._collects = isenabled()
         if self._collects:
             # Only who has seen it on: the last to let go turns on again what it has itself turned off.
@@ -73,7 +76,7 @@ class Lock:
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         collects = self._collects
-        self._lock.release()
+        self.raw.release()
         if collects:
             enable()
 

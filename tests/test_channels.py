@@ -1071,10 +1071,10 @@ class TestSignals:
 
     def test_event_published(self, open_site: Site) -> None:
         """An event is told of once the broker has it, with its channel and id, however it was published."""
-        told: list[tuple[str, str | None, str]] = []
+        told: list[tuple[str, ServerSentEvent, str]] = []
 
         def published(sender: Flask, *, channel: str, event: ServerSentEvent, id: str) -> None:
-            told.append((channel, event.data, id))
+            told.append((channel, event, id))
 
         with event_published.connected_to(published, open_site.app):
             first = open_site.sse.publish("1", channel="a")
@@ -1082,7 +1082,8 @@ class TestSignals:
             third = open_site.sse.channel("c").close("3")
             with pytest.raises(InvalidEvent):
                 open_site.sse.publish("4", id="")
-        assert told == [("a", "1", first), ("b", "2", second), ("c", "3", third)]
+        one, two, end = ServerSentEvent("1"), ServerSentEvent("2"), ServerSentEvent("3", event="stream-end")
+        assert told == [("a", one, first), ("b", two, second), ("c", end, third)]
 
     def test_subscriber_dropped(self, make_site: MakeSite) -> None:
         """A client that is cut because it doesn't read is told of, as dropped and as closed."""

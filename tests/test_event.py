@@ -14,7 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sseflask.errors import InvalidEvent
-from sseflask.event import EMPTY_COMMENT, KEEPALIVE, MAX_RETRY_MS, ServerSentEvent, encode_item, retry_frame, to_event
+from sseflask.event import (
+    EMPTY_COMMENT,
+    KEEPALIVE,
+    MAX_RETRY_MS,
+    ServerSentEvent,
+    compact_text,
+    encode_item,
+    retry_frame,
+    to_compact,
+    to_event,
+)
 from tests.conformance.vectors import EncodeVector, encode_vectors
 
 VALID = [vector for vector in encode_vectors() if vector.wire is not None]
@@ -55,6 +65,37 @@ def test_invalid(vector: EncodeVector) -> None:
 def test_encode_item(vector: EncodeVector) -> None:
     """A yielded item has the same bytes as the event with that data."""
     assert encode_item(vector.fields["data"]) == vector.wire
+
+
+@pytest.mark.parametrize(
+    "vector", [v for v in VALID if "data" in v.fields and "comment" not in v.fields], ids=lambda vector: vector.name
+)
+def test_compact(vector: EncodeVector) -> None:
+    """What is published as its data alone has the bytes of the event with that data, and becomes that event."""
+    fields = dict(vector.fields)
+    named = fields.keys() & {"event", "id", "retry"}
+    compact = to_compact(fields.pop("data"), fields.get("event"), fields.get("id"), fields.get("retry"))
+    assert isinstance(compact, ServerSentEvent if named else str)
+    if vector.fields["data"] is not None:
+        assert compact_text(compact).encode() == vector.wire
+        assert to_event(compact) == ServerSentEvent(**vector.fields)
+
+
+def test_compact_of_an_event() -> None:
+    """An event stays what it is, and the names fill what it leaves open; None is JSON null."""
+    event = ServerSentEvent("x", event="e")
+    assert to_compact(event, None, None, None) is event
+    assert to_compact(event, "other", "1", 5) == ServerSentEvent("x", event="e", id="1", retry=5)
+    assert to_compact(None, None, None, None) == "null"
+
+
+@pytest.mark.parametrize("vector", [v for v in INVALID if v.fields.get("data") is not None], ids=lambda vector: vector.name)
+def test_compact_checks(vector: EncodeVector) -> None:
+    """What can't be written is refused as it is when the event is made."""
+    fields = {"event": None, "id": None, "retry": None, **vector.fields}
+    with pytest.raises(InvalidEvent) as caught:
+        ServerSentEvent(comment=fields.pop("comment", None), data=to_compact(fields.pop("data"), **fields))
+    assert caught.value.field == vector.invalid
 
 
 def test_each_vector_says_wire_or_invalid() -> None:
@@ -117,6 +158,7 @@ def test_str_subclasses(text: str) -> None:
     event = ServerSentEvent(text, event=text, id=text, comment=text)
     assert event.encode() == b": red\nid: red\nevent: red\ndata: red\n\n"
     assert encode_item(text) == b"data: red\n\n"
+    assert compact_text(to_compact(text, None, None, None)) == "data: red\n\n"
     assert {type(event.data), type(event.event), type(event.id), type(event.comment)} == {str}
 
 

@@ -136,7 +136,7 @@ class Broker(abc.ABC):
     def publish(
         self,
         channel: str,
-        event: ServerSentEvent,
+        event: ServerSentEvent | str,
         *,
         token: str | None = None,
         is_end: bool = False,
@@ -150,7 +150,7 @@ class Broker(abc.ABC):
 
         Args:
             channel: The channel's name.
-            event: The event; its id, if it has one, is the publisher's own.
+            event: The event; its id, if it has one, is the publisher's own. A string is what `to_compact` has made of one.
             token: Names this publish: a second one with the same token within 60 s stores nothing and returns the first one's id.
                 None for one that nobody repeats.
             is_end: Whether the event closes the channel.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 import secrets
 import time
+from gc import disable, enable, isenabled
 from typing import Final
 
 from sseflask.errors import TaskEnded
-from sseflask.event import ServerSentEvent
+from sseflask.event import ServerSentEvent, compact_text, to_event
 from sseflask.log import Log
 
 from .base import Broker, Keep, Waker
@@ -50,7 +50,7 @@ class MemoryBroker(Broker):
     def publish(
         self,
         channel: str,
-        event: ServerSentEvent,
+        event: ServerSentEvent | str,
         *,
         token: str | None = None,
         is_end: bool = False,
@@ -62,18 +62,27 @@ class MemoryBroker(Broker):
         Raises:
             TaskEnded: The task has ended, or isn't known; nothing was published.
         """
-        body = event.encode()
-        user_id = event.id
+        text = compact_text(event)
+        name, user_id = (None, None) if isinstance(event, str) else (event.event, event.id)
         now = time.monotonic()
-        with self.emitter.lock:
+        # As `with self.emitter.lock`, without its two calls: they would be a fourteenth of it all.
+        lock = self.emitter.lock.raw
+        lock.acquire()
+        if collects := isenabled():
+            disable()
+        try:
             if token is not None and (known := self._known(token, now)) is not None:
                 return known
             if task is not None and ((state := self._records.state_of(task.id)) is None or state.is_final):
                 raise TaskEnded(task.id, state)
-            entry = self.log.append(channel, body, now, event.event, user_id, is_end, history)
+            if user_id is None:
+                event_id = f"{self.log.epoch}-{self.log.seq + 1}"
+                frame = f"id: {event_id}\n{text}".encode()
+            else:
+                event_id, frame = user_id, text.encode()
+            entry = self.log.append(channel, frame, now, name, user_id, is_end, history)
             if task is not None:
-                self._records.change(task, entry.seq, body)
-            event_id = f"{self.log.epoch}-{entry.seq}" if user_id is None else user_id
+                self._records.change(task, entry.seq, text.encode())
             if token is not None:
                 self._tokens[token] = (now, event_id)
             self.published += 1
@@ -81,8 +90,13 @@ class MemoryBroker(Broker):
                 self.tallies[channel].published += 1
             found = self.emitter.find(channel)
             if found is not None and found.listeners:
-                self.emitter.enqueue(channel, functools.partial(dataclasses.replace, event, id=event_id))
-        self._tell(found)
+                self.emitter.enqueue(channel, functools.partial(to_event, event, id=event_id))
+        finally:
+            lock.release()
+            if collects:
+                enable()
+        if found is not None or not self._is_kept:
+            self._tell(found)
         return event_id
 
     def expire(self, now: float) -> bool:

@@ -15,7 +15,7 @@ from typing import Final
 from sseflask import native
 from sseflask.emitter import Channel, Subscriber
 from sseflask.errors import BrokerUnavailable, TaskEnded
-from sseflask.event import ServerSentEvent
+from sseflask.event import ServerSentEvent, compact_text
 from sseflask.log import Log
 from sseflask.position import EventId
 from sseflask.ring import Entry
@@ -111,7 +111,7 @@ class SharedBroker(Broker):
     def publish(
         self,
         channel: str,
-        event: ServerSentEvent,
+        event: ServerSentEvent | str,
         *,
         token: str | None = None,
         is_end: bool = False,
@@ -119,12 +119,13 @@ class SharedBroker(Broker):
         task: TaskChange | None = None,
     ) -> str:
         """Hands an event to the store; see `Broker.publish`."""
+        name, user_id = (None, None) if isinstance(event, str) else (event.event, event.id)
         publication = Publication(
             channel,
-            event.encode(),
+            compact_text(event).encode(),
             token if token is not None else secrets.token_hex(8),
-            name=event.event,
-            user_id=event.id,
+            name=name,
+            user_id=user_id,
             is_end=is_end,
             history=history,
             task=task,

@@ -211,6 +211,17 @@ class BrokerContract:
         (entry,) = reader.seen
         assert (entry.channel, entry.name, entry.user_id, entry.is_end) == ("news", "note", None, False)
 
+    @pytest.mark.parametrize("text", ["x", "", "two\nlines", "\u2028é"])
+    def test_compact(self, broker: Broker, text: str) -> None:
+        """A string stands for an event that has only data: for readers and for listeners."""
+        reader = Reader(broker, "news")
+        heard: list[ServerSentEvent] = []
+        broker.emitter.on("news", heard.append)
+        own = broker.publish("news", text)
+        assert [entry.frame for entry in reader.seen] == [ServerSentEvent(text, id=own).encode()]
+        assert [(entry.name, entry.user_id) for entry in reader.seen] == [(None, None)]
+        assert heard == [ServerSentEvent(text, id=own)]
+
     def test_chain(self, broker: Broker) -> None:
         """Each entry knows the number of the one before it in its channel."""
         reader = Reader(broker, "a", "b")

@@ -47,9 +47,10 @@ class ShelfStore:
             task = publication.task
             if task is not None and ((state := self._records.state_of(task.id)) is None or state.is_final):
                 return Stored("", is_new=False, refused=state or "")
+            event_id = publication.user_id or f"{self._log.epoch}-{self._log.seq + 1}"
             entry = self._log.append(
                 publication.channel,
-                publication.body,
+                publication.body if publication.user_id else f"id: {event_id}\n".encode() + publication.body,
                 now=now,
                 name=publication.name,
                 user_id=publication.user_id,
@@ -60,7 +61,6 @@ class ShelfStore:
             entry.history = publication.history
             if task is not None:
                 self._records.change(task, entry.seq, publication.body)
-            event_id = publication.user_id or str(self._log.position)
             self._tokens[publication.token] = (now, event_id)
             return Stored(event_id, is_new=True)
 

@@ -74,6 +74,36 @@ class TestMemoryBroker(BrokerContract):
         assert (found.cursor, found.reset) == (0, "epoch")
         assert kept(second, "news") == ["new"]
 
+    def test_the_collector_rests(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """While an event is numbered and kept, nothing that the garbage collector finalises can publish; then it is as before."""
+        seen: list[bool] = []
+        append = broker.log.append
+
+        def watched(*args: Any) -> Any:
+            seen.append(gc.isenabled())
+            return append(*args)
+
+        monkeypatch.setattr(broker.log, "append", watched)
+        broker.publish("news", event())
+        seen.append(gc.isenabled())
+        gc.disable()
+        try:
+            broker.publish("news", event())
+            seen.append(gc.isenabled())
+        finally:
+            gc.enable()
+        assert seen == [False, True, False, False]
+
+    def test_failing_append(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A publish that fails leaves nothing locked, and the collector on."""
+        with monkeypatch.context() as patch:
+            patch.setattr(broker.log, "append", lambda *_: 1 // 0)
+            with pytest.raises(ZeroDivisionError):
+                broker.publish("news", event())
+        assert gc.isenabled()
+        broker.publish("news", event())
+        assert kept(broker, "news") == ["x"]
+
     def test_release(self, broker: Broker, clock: Clock) -> None:
         """A channel is there until nobody listens and its history has expired, whichever comes last."""
         reader, other = Reader(broker, "news"), Reader(broker, "news")

@@ -40,6 +40,10 @@ class ProtocolError(AssertionError):
     """The server sent bytes that break HTTP/1.x or our event stream's form."""
 
 
+class NoResponse(ProtocolError):
+    """The connection ended before the response's head was complete. To a browser that's a connection lost, and it comes back."""
+
+
 class Closable(Protocol):
     """A client of any kind, as the server that closes it sees it."""
 
@@ -457,11 +461,12 @@ class StreamClient:
 
         Raises:
             TimeoutError: They didn't come in time.
-            ProtocolError: The connection ended first, or a byte is out of place.
+            NoResponse: The connection ended first.
+            ProtocolError: A byte is out of place.
         """
         self._read_until(lambda: self.status, timeout, "the head")
         if not self.status:
-            raise ProtocolError(f"the connection ended ({self.ended}) before the head was complete")
+            raise NoResponse(f"the connection ended ({self.ended}) before the head was complete")
 
     def next_event(self, timeout: float = 5.0) -> Event:
         """Waits for the next event that no call has returned yet.

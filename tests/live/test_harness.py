@@ -19,6 +19,7 @@ from tests.live.client import (
     Comment,
     Event,
     FrameReader,
+    NoResponse,
     ProtocolError,
     ResponseParser,
     connect,
@@ -304,7 +305,7 @@ class TestClient:
 
     def test_no_head(self) -> None:
         """A connection that ends before the head is complete is an error."""
-        with answering(b"HTTP/1.1 200 OK\r\n") as fake, pytest.raises(ProtocolError, match="before the head"):
+        with answering(b"HTTP/1.1 200 OK\r\n") as fake, pytest.raises(NoResponse, match="before the head"):
             open_stream(fake, "/")
 
     def test_waits_are_bounded(self) -> None:

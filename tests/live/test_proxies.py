@@ -22,7 +22,7 @@ import pytest
 from sseflask import Publisher
 from sseflask.doctor import judge
 from sseflask.probe import observe
-from tests.live.client import Endpoint, StreamClient, connect, get, open_stream, read_all
+from tests.live.client import Endpoint, NoResponse, StreamClient, connect, get, open_stream, read_all
 from tests.live.http2 import open_http2_stream
 from tests.live.process import wait_until
 from tests.live.proxies import KINDS, Changes, Kind, Proxy, is_missing, needing
@@ -305,12 +305,10 @@ class Page(threading.Thread):
                 self.stopped.wait(self._retry_ms / 1000)
             try:
                 self._read()
-            except (OSError, EOFError):
+            except (OSError, EOFError, NoResponse):
                 pass
             except AssertionError as error:
-                # A head that was cut off, say: to a browser that's a lost connection, too.
-                if "before the head" not in str(error):
-                    self.problem = str(error)
+                self.problem = str(error)
 
     def _read(self) -> None:
         headers = {"Last-Event-ID": self._last_event_id} if self._last_event_id else {}
