@@ -102,7 +102,7 @@ class Bench:
         """Publishes, and waits until each stream has all of it."""
         settings: dict[str, object] = {"streams": streams, "size": EVENT_BYTES, "timeout": timeout, "channels": channels}
         settings |= {"total": count} if channels > 1 else {"each": count if streams else 0}
-        if rate:
+        if streams:
             # To wake a sleeping core takes a virtual machine longer than a send, and would be measured as the server's.
             settings["spin"] = 1
         if self.peer.is_posted_to:

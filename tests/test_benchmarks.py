@@ -230,6 +230,6 @@ def test_without_sleep(check: Check) -> None:
     found = check(HEAD + chunk(event(1)), chunk(event(2)), chunk(event(3)), spin=1)
     assert faults(found) == []
     assert found["events"] == 3
-    idle = check(HEAD + chunk(event(1)), each=2, spin=1, timeout=0.5)
+    idle = check(HEAD + chunk(event(1)), each=2, spin=1, timeout=1)
     assert "1 events missing" in faults(idle)
     assert idle["cpu"] < idle["seconds"] / 2

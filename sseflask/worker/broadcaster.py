@@ -107,6 +107,8 @@ class Broadcaster:
             gevent.sleep(TURN_SECONDS)
 
     def _run(self) -> None:
+        # As `gevent.sleep`, which makes a timer each time, and more.
+        timer, switch, to_hub = self._hub.loop.timer(TURN_SECONDS), self._greenlet.switch, self._hub.switch
         while True:
             self._called.wait()
             self._called.clear()
@@ -130,7 +132,8 @@ class Broadcaster:
                         log.exception("a stream failed to send", extra=subscriber.log_extra)
                     if time.monotonic() - since > SLICE_SECONDS:
                         # A whole turn of the loop: sleep(0) would come back up to 50 times before sockets and timers have theirs.
-                        gevent.sleep(TURN_SECONDS)
+                        timer.start(switch)
+                        to_hub()
                         since = time.monotonic()
                 if self.latency.taken:
                     self.latency.written(time.monotonic())
