@@ -65,9 +65,14 @@ def checked_event(event: ServerSentEvent | str, max_bytes: int) -> None:
         EventTooLarge: It has more bytes than that.
     """
     characters = len(event) if isinstance(event, str) else _checked_length(event)
-    # Only what might be too large is encoded to see: a character is 4 bytes at the most, a line end 7 with the next line's name.
-    if characters * 7 + 64 > max_bytes and (size := len(compact_text(event).encode())) > max_bytes:
+    if characters > sure_length(max_bytes) and (size := len(compact_text(event).encode())) > max_bytes:
         raise EventTooLarge(to_event(event).data, size, max_bytes)
+
+
+def sure_length(max_bytes: int) -> int:
+    """The characters that an event may have without being encoded to see whether it is too large."""
+    # A character is 4 bytes at the most, a line end 7 with the next line's name.
+    return (max_bytes - 64) // 7
 
 
 def _checked_length(event: ServerSentEvent) -> int:

@@ -698,10 +698,11 @@ class SSE(Blueprint):
         app = self._app()
         installation: Installation = app.extensions[KEY]
         broker = installation.ready or installation.broker
-        if type(channel) is not str or broker.log.find(channel) is None or channel[:1] == "-":
+        if type(channel) is not str or broker.log.find(channel) is None or channel[0] == "-":
             # One that has a ring was checked before it got it, unless it is ours.
             checked_name(channel)
-        checked_event(event, installation.settings.max_event_bytes)
+        if type(event) is not str or len(event) > installation.sure_length:
+            checked_event(event, installation.settings.max_event_bytes)
         event_id = broker.publish(channel, event, token=token, is_end=is_end, history=history)
         if signals.event_published.receivers:
             signals.event_published.send(app, channel=channel, event=to_event(event), id=event_id)

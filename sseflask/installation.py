@@ -15,6 +15,7 @@ from flask import Flask, has_request_context, request
 
 from . import process, runs
 from .brokers import Broker, make_broker
+from .channel import sure_length
 from .config import Settings, redacted
 from .control import Control
 from .errors import BrokerUnavailable
@@ -35,12 +36,14 @@ class Installation:
     Attributes:
         sse: The extension that was installed.
         settings: The app's settings, as they were when it was.
+        sure_length: The characters that data may have which needn't be looked at before they are published.
         ready: The app's broker, once it has been made in this process and may be used by whoever asks; else None.
     """
 
     def __init__(self, sse: SSE, settings: Settings, name: str) -> None:
         self.sse = sse
         self.settings = settings
+        self.sure_length = sure_length(settings.max_event_bytes)
         self.ready: Broker | None = None
         self._name = name
         self._is_auto = settings.broker_url == "auto"
