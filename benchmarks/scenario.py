@@ -405,7 +405,7 @@ def _generators(streams: int, events: int, pause: float, variant: str) -> Step:
     def measure(bench: Bench) -> Iterator[Outcome]:
         def phase(count: int) -> Report:
             path = f"/generate?count={events}&size=40&pause={pause:g}"
-            return bench.phase(streams=count, path=path, each=events, ends=1, size=40, in_flight=streams, timeout=60)
+            return bench.phase(streams=count, path=path, each=events, ends=1, size=40, in_flight=streams, timeout=60, spin=1)
 
         phase(20)
         bench.drop()

@@ -23,6 +23,7 @@ from sseflask import (
     SSE,
     CloseReason,
     EventDecoder,
+    EventTooLarge,
     InvalidChannel,
     InvalidEvent,
     InvalidSetting,
@@ -290,6 +291,16 @@ class TestPublish:
             site.sse.publish(event)
         assert site.published() == 0
         site.sse.publish("x" * 1000)
+
+    @pytest.mark.parametrize("text", ["x" * 1017, "é" * 509, "\U0001f600" * 255, "\n" * 146])
+    def test_too_large_a_text(self, make_site: MakeSite, text: str) -> None:
+        """Of plain text each byte counts too, those of the field's name before each line among them; just below it is published."""
+        site = make_site(SSE_MAX_EVENT_BYTES=1024)
+        with pytest.raises(EventTooLarge) as caught:
+            site.sse.publish(text)
+        assert caught.value.size == len(ServerSentEvent(text).encode()) > 1024
+        assert site.published() == 0
+        site.sse.publish(text[1:])
 
     @pytest.mark.parametrize("name", GOOD_NAMES)
     def test_good_names(self, site: Site, name: str) -> None:

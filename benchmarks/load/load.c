@@ -712,6 +712,8 @@ static void run(struct phase *p) {
         }
         if (all_open && !is_called && !getter.is_waiting && (!p->spin || now - counts.began >= AWAKE_NS)) {
             is_called = 1;
+            /* What was waited for to be awake isn't part of it. */
+            if (p->spin && (p->get[0] || p->post[0])) counts.began = now;
             if (p->get[0]) get(p->get);
             if (p->post[0]) {
                 poster.left = p->posts;

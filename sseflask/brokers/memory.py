@@ -85,7 +85,7 @@ class MemoryBroker(Broker):
                 event_id, frame = user_id, text.encode()
             entry = self.log.append(channel, frame, now, name, user_id, is_end, history)
             if task is not None:
-                self._records.change(task, entry.seq, text.encode())
+                self._records.change(task, entry.seq, frame if user_id is not None else text.encode())
             if token is not None:
                 self._tokens[token] = (now, event_id)
             self.published += 1

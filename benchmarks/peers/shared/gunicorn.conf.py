@@ -10,3 +10,5 @@ timeout = 120
 graceful_timeout = 6
 keepalive = 5
 control_socket_disable = True
+# As uvicorn's: sseflask would write a line for each stream that ends.
+loglevel = "warning"
