@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,6 +48,12 @@ def pytest_runtest_makereport(
             lines = server.log().splitlines()
             report.sections.append((f"Log of {server!r}", "\n".join(lines[-LOG_LINES:])))
     return report
+
+
+def pytest_configure() -> None:
+    """A shell's background job ignores Ctrl-C, and what the tests start would inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
