@@ -27,6 +27,7 @@ from sseflask.worker.entrance import TURN_SECONDS, Entrance
 from sseflask.worker.handover import GreenletRunner, Turn
 from sseflask.worker.poller import Poller
 from sseflask.worker.sink import HELD_BYTES, SocketSink
+from tests.live.process import wait_until
 
 
 def in_a_hub(work: Callable[[], None]) -> None:
@@ -395,20 +396,27 @@ class TestCollector:
         def is_aside(held: list[int]) -> bool:
             return not any(each is held for each in gc.get_objects())
 
+        def tend_until(streams: int, held: list[int], *, aside: bool) -> None:
+            # While another thread of this process holds one of our locks, the collector is off and so left alone.
+            def tended() -> bool:
+                collector.tend(streams)
+                return is_aside(held) is aside
+
+            wait_until(tended, 5, f"the collector has seen to {streams} streams")
+
         collector = Collector()
         first: list[int] = []
         collector.tend(GROWTH - 1)
         assert not is_aside(first)
-        collector.tend(GROWTH)
-        assert is_aside(first)
+        tend_until(GROWTH, first, aside=True)
         second: list[int] = []
         assert not is_aside(second)
-        collector.tend(2 * GROWTH)
-        assert is_aside(first) and is_aside(second)
+        tend_until(2 * GROWTH, second, aside=True)
+        assert is_aside(first)
         collector.tend(GROWTH)
         assert is_aside(first) and is_aside(second)
-        collector.tend(GROWTH - 1)
-        assert not is_aside(first) and not is_aside(second)
+        tend_until(GROWTH - 1, first, aside=False)
+        assert not is_aside(second)
 
     def test_disabled(self) -> None:
         """Who has turned the collector off is left alone."""
