@@ -67,6 +67,9 @@ class ChannelSink:
         """Takes nothing."""
         return True
 
+    def flush(self) -> None:
+        """Does nothing: nothing is held."""
+
     def wait(self) -> None:
         """Doesn't wait."""
 

@@ -91,6 +91,9 @@ class Handoff:
         """Adds frames: the server takes all that there are at once."""
         return self.write(data)
 
+    def flush(self) -> None:
+        """Does nothing: nothing is held."""
+
     def wait(self) -> None:
         """Waits until the server has taken what was written, or the sink has ended."""
         with self._lock:

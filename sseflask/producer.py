@@ -34,8 +34,8 @@ class Runner(Protocol):
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises what `producer.take_interruption()` gives where the generator waits, if that can be done."""
 
-    def give_way(self, now: float) -> bool:
-        """Lets others run, if this one has run for long at the monotonic second `now`. Returns whether it did."""
+    def give_way(self, stream: Stream) -> bool:
+        """Lets others run, if its stream's generator has run for long when it was last written to. Returns whether it did."""
         ...
 
     def stack(self) -> str:
@@ -61,7 +61,7 @@ class ThreadRunner:
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Does nothing."""
 
-    def give_way(self, now: float) -> bool:
+    def give_way(self, stream: Stream) -> bool:
         """Does nothing: threads take turns by themselves."""
         return False
 
@@ -205,7 +205,7 @@ class GeneratorProducer:
                     self._before_first()
                     self._before_first = None
                 stream.put(item, joins=True)
-                if runner.give_way(stream.last_write):
+                if runner.give_way(stream):
                     stream.goes_on()
             except (StreamClosed, InvalidEvent, StreamError) as error:
                 problem = error

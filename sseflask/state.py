@@ -104,6 +104,9 @@ class Sink(Protocol):
         """As `write`, for frames that may go out with those that follow at once, when the producer gives way at the latest."""
         ...
 
+    def flush(self) -> None:
+        """Sends what `hold` has kept: the producer gives way."""
+
     def wait(self) -> None:
         """Waits until the client has taken what was written, or the sink has ended."""
 

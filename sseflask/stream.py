@@ -35,9 +35,10 @@ STUCK_SECONDS: Final = 10.0
 REVOKED_AT: Final = -math.inf
 #: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
 BLOCKED_SECONDS: Final = 1.0
-#: A generator that has yielded so many events, each within so many seconds of the one before, has its next ones joined.
+#: A generator that has yielded so many events, each within so many seconds of the one before, has its next ones joined, so many to
+#: a write: what they wait for each other is about what a write of each would take, so that they are no later for it.
 BURST_EVENTS: Final = 8
-BURST_SECONDS: Final = 0.0002
+BURST_SECONDS: Final = 0.00005
 #: Seconds after which text that is due is sent that could not be without waiting.
 FLUSH_SECONDS: Final = 0.05
 
@@ -648,7 +649,8 @@ class Stream:
         self.last_write = self._went_on = now
         sink = self.sink
         # Who pauses between two events, to wait or to work, has each sent at once: nothing would send it while its code runs.
-        if not (sink.hold(frame) if joins and self._burst > BURST_EVENTS else sink.write(frame)):
+        is_held = joins and self._burst > BURST_EVENTS and self._burst % BURST_EVENTS != 0
+        if not (sink.hold(frame) if is_held else sink.write(frame)):
             self._schedule()
             if waits:
                 sink.wait()

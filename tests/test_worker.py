@@ -190,14 +190,16 @@ class TestBurst:
     """Events that a generator yields without a pause."""
 
     def test_joined(self) -> None:
-        """After the first few, events that follow each other at once go out together: in order, none lost, none doubled."""
+        """After the first few, events that follow each other at once go out together, few at a time: in order, each once."""
 
         def burst() -> None:
             client = Client(iter(range(2000)))
             chunks = client.chunks()
             assert numbers(chunks) == list(range(2000))
             assert len(chunks) < 1000
-            assert [chunk.count("data:") for chunk in chunks[:BURST_EVENTS]] == [1] * BURST_EVENTS
+            counts = [chunk.count("data:") for chunk in chunks]
+            assert counts[:BURST_EVENTS] == [1] * BURST_EVENTS
+            assert max(counts) == BURST_EVENTS
             client.close()
 
         in_a_hub(burst)
@@ -218,6 +220,33 @@ class TestBurst:
             client.close()
 
         in_a_hub(work)
+
+    def test_gives_way(self) -> None:
+        """Whenever a generator that never waits lets others run, they find all that it has yielded sent."""
+
+        def give_way() -> None:
+            made, looked = 0, 0
+
+            def generate() -> Iterator[int]:
+                nonlocal made
+                for made in range(5000):
+                    yield made
+
+            def look() -> None:
+                nonlocal looked
+                while not client.stream.closed:
+                    assert client.has(b"data: %d\n\n\r\n" % made)
+                    looked += 1
+                    gevent.sleep(0)
+
+            client = Client(generate())
+            looking = gevent.spawn(look)
+            assert numbers(client.chunks()) == list(range(5000))
+            looking.get(timeout=20)
+            assert looked > 1
+            client.close()
+
+        in_a_hub(give_way)
 
     def test_wait_after_it(self) -> None:
         """While the generator waits, all that it has yielded is there."""
@@ -334,22 +363,27 @@ class TestBurst:
 
         def fork() -> None:
             def generate() -> Iterator[int]:
-                yield from range(50)
+                nonlocal made
                 sink = client.stream.sink
-                assert isinstance(sink, SocketSink) and sink._held
+                assert isinstance(sink, SocketSink)
+                while not sink._held:
+                    assert made < 10_000
+                    yield made
+                    made += 1
                 with warnings.catch_warnings():
                     # This process has threads, as pytest's have.
                     warnings.simplefilter("ignore", DeprecationWarning)
                     child = os.fork()
                 if child == 0:
                     # As its hub does, which is a copy of its parent's, with all that waits in it.
-                    sink._send_held()
+                    sink._hub_turns()
                     os._exit(0)
                 os.waitpid(child, 0)
-                yield 50
+                yield made
 
+            made = 0
             client = Client(generate())
-            assert numbers(client.chunks()) == list(range(51))
+            assert numbers(client.chunks()) == list(range(made + 1))
             client.close()
 
         in_a_hub(fork)

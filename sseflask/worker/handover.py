@@ -92,15 +92,17 @@ class GreenletRunner:
         finally:
             self._opener = None
 
-    def give_way(self, now: float) -> bool:
+    def give_way(self, stream: Stream) -> bool:
         """Lets others run after the first event, and when generators, this one too, have had their slice of the turn."""
-        turn, is_first = self._turn, self._iteration < 0
+        turn, now, is_first = self._turn, stream.last_write, self._iteration < 0
         if now - turn.since <= SLICE_SECONDS and not is_first:
             return False
         iteration = turn.loop.iteration
         if iteration != turn.iteration:
             turn.iteration, turn.since = iteration, now
         elif iteration == self._iteration:
+            # All generators may have their slices before the hub comes to it.
+            stream.sink.flush()
             gevent.sleep(0)
             turn.since = time.monotonic()
             return True

@@ -49,7 +49,8 @@ class SocketSink:
         self._stream = stream
         self._chunked = chunked
         self._pending: bytes | memoryview = b""
-        # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way.
+        # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way. None
+        # while the hub isn't asked to see to that.
         self._held: bytearray | None = None
         self._finishing = False
         self._taken: gevent.event.Event | None = None
@@ -83,10 +84,15 @@ class SocketSink:
             return self.write(data)
         if self._held is None:
             self._held = bytearray(data)
-            self._poller.loop.run_callback(self._send_held)
+            self._poller.loop.run_callback(self._hub_turns)
         else:
             self._held += data
         return True
+
+    def flush(self) -> None:
+        """Sends what was kept of a burst."""
+        if self._held and self._sock is not None and not self._send(self._framed(self._take_held())):
+            self._stream.is_blocked()
 
     def write_batch(self, batch: Batch) -> bool:
         """Sends frames that many clients get, in one chunk that was made once. A producer that writes these holds none."""
@@ -150,15 +156,16 @@ class SocketSink:
                     self._shut_down()
 
     def _take_held(self) -> bytes:
-        held, self._held = self._held or b"", None
-        return bytes(held)
+        assert self._held is not None
+        held = bytes(self._held)
+        self._held.clear()
+        return held
 
-    def _send_held(self) -> None:
-        if os.getpid() != self._poller.pid:
-            # A child that the generator has forked: what waits here is its parent's to send.
-            self._held = None
-        if self._held and self._sock is not None and not self._send(self._framed(self._take_held())):
-            self._stream.is_blocked()
+    def _hub_turns(self) -> None:
+        # A child that the generator has forked: what waits here is its parent's to send.
+        if os.getpid() == self._poller.pid:
+            self.flush()
+        self._held = None
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
