@@ -385,7 +385,7 @@ class SSE(Blueprint):
             BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
-        names = tuple(dict.fromkeys(checked_name(channel) for channel in channels))
+        names = tuple(dict.fromkeys(map(checked_name, channels)))
         events = None if event is None else frozenset([event] if isinstance(event, str) else event)
         options = DEFAULTS
         if not keepalive is timeout is retry is max_age is UNSET:

@@ -45,8 +45,7 @@ class Lock:
     __slots__ = ("_collects", "raw")
 
     def __init__(self) -> None:
-        make: Any = _original("_thread", "allocate_lock") if is_patched() else threading.Lock
-        self.raw: threading.Lock = make()
+        self.raw: threading.Lock = _original("_thread", "allocate_lock")()
         self._collects = False
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:

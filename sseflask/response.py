@@ -304,8 +304,7 @@ class EventIterable(Iterator[bytes]):
         if start_response is not None:
             if handover is not None:
                 handover.offer()
-            _, status, headers = response.get_wsgi_response(environ)
-            start_response(status, headers)
+            start_response(response.status, response.get_wsgi_headers(environ).to_wsgi_list())
             if handover is not None and handover.take(self._stream, self._handoff):
                 self._taken_over = True
                 return None

@@ -140,13 +140,15 @@ def open_frame(settings: Settings, channels: Iterable[str], position: EventId | 
     event_id = None if position is None else str(position)
     if settings.open_event is None:
         return b"" if event_id is None else ServerSentEvent(id=event_id).encode()
-    return ServerSentEvent(_shown(tuple(channels)), event=settings.open_event, id=event_id).encode()
+    frame = _opening(settings.open_event, tuple(channels))
+    # The id's line comes first, as `ServerSentEvent.encode` has it.
+    return frame if event_id is None else b"id: %b\n%b" % (event_id.encode(), frame)
 
 
 @functools.lru_cache(maxsize=256)
-def _shown(channels: tuple[str, ...]) -> str:
-    """What the open event carries, as JSON: the same for all that subscribe to the same channels."""
-    return ServerSentEvent({"channels": list(channels)}).data or ""
+def _opening(name: str, channels: tuple[str, ...]) -> bytes:
+    """The open event without its id: the same for all that subscribe to the same channels."""
+    return ServerSentEvent({"channels": list(channels)}, event=name).encode()
 
 
 def reset_frame(settings: Settings, reason: str, asked: str | None, position: EventId | None) -> bytes:

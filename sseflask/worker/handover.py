@@ -219,7 +219,7 @@ class Handover:
             and response.response_length is None
             and not isinstance(response, HTTP2Response)
             and not isinstance(response.sock, ssl.SSLSocket)
-            and not any(name.lower() == "content-encoding" for name, _ in response.headers)
+            and "content-encoding" not in [name.lower() for name, _ in response.headers]
         )
 
 
