@@ -85,8 +85,8 @@ class GeneratorContext:
         its.request = own
         its.match_request = _is_matched  # type: ignore[method-assign]
         its.flashes = None
-        its._after_request_functions = []
-        its._cv_tokens = []
+        its._after_request_functions = []  # noqa: SLF001
+        its._cv_tokens = []  # noqa: SLF001
         # As when the view's context ends: the session as it is then has been saved with the response.
         self._session = its._session
         if type(self._session) is NullSession:

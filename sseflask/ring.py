@@ -125,12 +125,13 @@ class ChannelLog:
         ended: Whether the last entry closed the channel.
         held: Whether somebody listens: the ring stays then, though it be empty.
         is_whole: Whether it has all that a store, which other processes share, retains of the channel.
+        batches: Those that were last made, each for who is at its cursor, while they hold all; to be looked at without a lock.
         timed: The number of the last entry that was taken to measure how long entries take, or that is too old for that.
     """
 
     __slots__ = (
         "_batched",
-        "_batches",
+        "batches",
         "counted",
         "ended",
         "entries",
@@ -155,7 +156,7 @@ class ChannelLog:
         self.timed = last
         self._batched = batched
         self.entries: collections.deque[Entry] = collections.deque()
-        self._batches: dict[int, Batch] = {}
+        self.batches: dict[int, Batch] = {}
 
     def append(self, entry: Entry) -> None:
         """Adds an entry; one that doesn't follow the last empties the ring first."""
@@ -169,8 +170,8 @@ class ChannelLog:
         self.size = size
         self.last = entry.seq
         self.ended = entry.is_end
-        if self._batches:
-            self._batches = {}
+        if self.batches:
+            self.batches = {}
 
     def prepend(self, entries: Iterable[Entry]) -> None:
         """Adds older entries, as many as there is room for, if the newest of them is the one before the first."""
@@ -181,7 +182,7 @@ class ChannelLog:
             for entry in reversed(older[-room:] if room else []):
                 self.entries.appendleft(entry)
                 self.size += entry.size
-            self._batches = {}
+            self.batches = {}
 
     def skip_to(self, last: int, *, ended: bool) -> None:
         """Says that there were entries up to `last` that nobody can read any more."""
@@ -197,7 +198,7 @@ class ChannelLog:
         """Forgets all entries, not that they were there."""
         self.entries.clear()
         self.size = 0
-        self._batches = {}
+        self.batches = {}
 
     def missing_after(self, cursor: int) -> int:
         """The number of the newest entry after `cursor` that was there and can't be read any more; 0 if there is none."""
@@ -210,10 +211,6 @@ class ChannelLog:
     def after(self, cursor: int) -> list[Entry]:
         """The entries after `cursor`, oldest first."""
         return list(self._after(cursor))
-
-    def joined(self, cursor: int) -> Batch | None:
-        """The batch that was last made for `cursor`, if it still holds all; needs no lock."""
-        return self._batches.get(cursor)
 
     def batch(self, cursor: int) -> Batch | None:
         """What lies after `cursor`, as much as goes into one write and not beyond an end; None if nothing does."""
@@ -229,15 +226,15 @@ class ChannelLog:
         if not taken:
             return None
         batch = Batch(taken)
-        if len(self._batches) < KEPT_BATCHES:
-            self._batches[cursor] = batch
+        if len(self.batches) < KEPT_BATCHES:
+            self.batches[cursor] = batch
             if self._batched is not None:
                 self._batched.add(self)
         return batch
 
     def forget_batches(self) -> None:
         """Lets go of the batches that were made for clients at some cursors."""
-        self._batches = {}
+        self.batches = {}
 
     def _after(self, cursor: int) -> Iterable[Entry]:
         entries = self.entries

@@ -373,11 +373,11 @@ class Subscription:
 
     def _write_batch(self, sink: Sink, now: float) -> bool:
         """Writes what all clients at this cursor get. Returns whether there is more."""
-        ring, cursor = self._ring, self._cursor
+        ring, cursor, stream = self._ring, self._cursor, self.stream
         assert ring is not None
         if cursor >= ring.last:
             return False
-        batch = ring.joined(cursor)
+        batch = ring.batches.get(cursor)
         if batch is None:
             with self._broker.emitter.lock:
                 batch = ring.batch(cursor)
@@ -392,7 +392,10 @@ class Subscription:
                 return False
         self._is_unplaced = False
         self._cursor = last = batch.last
-        self.stream.sent(batch.count, len(batch.data), now)
+        # As `Stream.sent`, without a call for each of thousands.
+        stream.events_sent += batch.count
+        stream.bytes_sent += len(batch.data)
+        stream.last_write = now
         sink.write_batch(batch)
         if batch.is_end:
             self._end()

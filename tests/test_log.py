@@ -171,7 +171,7 @@ class TestChain:
         ring.append(entry(45, 40))
         ring.batch(40)
         ring.append(entry(81, 77))
-        assert ring.joined(40) is None
+        assert ring.batches.get(40) is None
 
     def test_first_of_an_unknown_channel(self) -> None:
         """A channel that isn't known starts with `prev = floor`, and floor alone is what may be missed."""
@@ -418,11 +418,11 @@ class TestBatch:
         ring = ChannelLog("news", 0, 256)
         ring.append(entry(1, 0))
         ring.append(entry(2, 1))
-        assert ring.joined(0) is None
+        assert ring.batches.get(0) is None
         batch = ring.batch(0)
-        assert ring.joined(0) is batch and ring.joined(1) is None
+        assert ring.batches.get(0) is batch and ring.batches.get(1) is None
         ring.append(entry(3, 2))
-        assert ring.joined(0) is None
+        assert ring.batches.get(0) is None
 
     def test_kept(self) -> None:
         """No more than a few batches are kept."""
@@ -431,7 +431,7 @@ class TestBatch:
             ring.append(entry(seq, seq - 1))
         for cursor in range(100):
             assert ring.batch(cursor) is not None
-        assert sum(ring.joined(cursor) is not None for cursor in range(100)) == KEPT_BATCHES
+        assert sum(ring.batches.get(cursor) is not None for cursor in range(100)) == KEPT_BATCHES
 
     def test_bounded(self) -> None:
         """A batch has at most so many bytes; the next begins where it ends."""
@@ -844,7 +844,7 @@ class LogMachine(RuleBasedStateMachine):
             return
         ring = self.log.find(reader.channels[0])
         assert ring is not None and ring.held
-        while not reader.over and (batch := ring.joined(reader.cursor) or ring.batch(reader.cursor)) is not None:
+        while not reader.over and (batch := ring.batches.get(reader.cursor) or ring.batch(reader.cursor)) is not None:
             assert batch.prev <= reader.cursor
             taken, expected = expected[: batch.count], expected[batch.count :]
             events = EventDecoder().feed(batch.data)

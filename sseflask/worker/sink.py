@@ -49,8 +49,8 @@ class SocketSink:
         self._stream = stream
         self._chunked = chunked
         self._pending: bytes | memoryview = b""
-        # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way. None
-        # while the hub isn't asked to see to that.
+        # Frames of a burst, until they are sent together: before anything else, or when the greenlet that makes them gives way.
+        # None while the hub isn't asked to see to that.
         self._held: bytearray | None = None
         self._finishing = False
         self._taken: gevent.event.Event | None = None
