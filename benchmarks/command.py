@@ -33,7 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     if names == ["report"]:
         _write(document, options.output)
         return 0
-    document["machine"] = machine.describe()
+    here = machine.describe()
+    for name in names if options.add else ():
+        if (there := document["scenarios"].get(name, {}).get("machine", here)) != here:
+            print(f"--add: {name} was measured on another machine, {there}, not on {here}", file=sys.stderr)
+            return 2
     for name in names:
         chosen = scenario.ALL_BY_NAME[name]
         against = "flask-sse-2" if chosen.is_for_several else options.against
@@ -41,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         results = measure(
             chosen, options.peer, runs=options.runs, tries=options.tries, against=against, quick=options.quick, earlier=earlier
         )
-        document["scenarios"][name] = results.data
+        document["scenarios"][name] = {**results.data, "machine": here}
         print(report.terminal(results), flush=True)
         if options.save:
             result.save(path, document)

@@ -11,6 +11,8 @@ from .result import Results, Summary
 from .scenario import ALL, CALM_SHARE, SHORT_SECONDS, Metric, Scenario
 
 BLANK = "–"
+#: What machines are called, where there are several.
+LETTERS = "ABCDEFGH"
 COLOURS = {
     "sseflask": "#d1495b",
     "sseflask-auto": "#e58a95",
@@ -45,22 +47,40 @@ def markdown(document: dict[str, Any], plots: Path | None = None) -> str:
         "# Benchmarks",
         "",
         "Made by `make bench`; [performance.md](performance.md) says how, and what the tables mean.",
-        "Absolute figures are this machine's; the ratios are what to look at.",
+        "Absolute figures are the machine's; the ratios are what to look at.",
         "",
     ]
-    lines += ["| the machine | |", "|---|---|", *(f"| {name} | {value} |" for name, value in document["machine"].items()), ""]
+    machines = all_machines(document)
+    letters = LETTERS[: len(machines)]
+    facts = dict.fromkeys(fact for described in machines for fact in described)
+    lines += [_row(["the machine", *([""] if len(machines) == 1 else letters)]), _row(["---"] * (1 + len(machines)))]
+    lines += [*(_row([fact, *(described.get(fact, BLANK) for described in machines)]) for fact in facts), ""]
     lines += ["| peer | what it is |", "|---|---|", *(f"| {peer.name} | {peer.title} |" for peer in BY_NAME.values()), ""]
     for results in all_results(document):
         lines += [f"## {results.scenario.title}", "", results.scenario.text, ""]
-        lines += table(results)
+        lines += table(results, on="" if len(machines) == 1 else f"machine {letters[machines.index(results.data['machine'])]}")
         if plots is not None and (plots / f"{results.scenario.name}.svg").exists():
             lines += ["", f"![{results.scenario.title}]({plots.name}/{results.scenario.name}.svg)"]
         lines.append("")
     return "\n".join(lines)
 
 
-def table(results: Results) -> list[str]:
-    """The lines of one scenario's table: medians, with the least and the most of all runs in brackets."""
+def all_machines(document: dict[str, Any]) -> list[dict[str, str]]:
+    """Those that its scenarios were measured on, each once."""
+    found: list[dict[str, str]] = []
+    for results in all_results(document):
+        if (described := results.data["machine"]) not in found:
+            found.append(described)
+    return found
+
+
+def table(results: Results, *, on: str = "") -> list[str]:
+    """The lines of one scenario's table: medians, with the least and the most of all runs in brackets.
+
+    Args:
+        results: Its runs.
+        on: Which machine they were measured on, where there are several.
+    """
     scenario = results.scenario
     first = scenario.metrics[0]
     titles = [metric.title for metric in scenario.metrics]
@@ -73,7 +93,7 @@ def table(results: Results) -> list[str]:
                 lines += [_row(_cells(results, peer, variant, has_ratio=has_ratio))]
     least, most = min(results.counts(), default=0), max(results.counts(), default=0)
     runs = f"{most}" if least == most else f"{least} to {most}"
-    note = f"{runs} run{'s' if most != 1 else ''} of each, interleaved, {results.data['date']}"
+    note = f"{runs} run{'s' if most != 1 else ''} of each, interleaved, {f'on {on}, ' if on else ''}{results.data['date']}"
     if (stolen := results.stolen()) is not None:
         shares = ", ".join(f"{share:.0%}" for share in (stolen.minimum, stolen.median, stolen.maximum))
         note += f"; other virtual machines had {shares} (least, median, most) of this one's processors meanwhile"

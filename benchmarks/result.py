@@ -107,7 +107,7 @@ class Results:
 
 def load(path: Path) -> dict[str, Any]:
     """What an earlier call left."""
-    return json.loads(path.read_text()) if path.exists() else {"machine": {}, "scenarios": {}}  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.exists() else {"scenarios": {}}  # type: ignore[no-any-return]
 
 
 def save(path: Path, document: dict[str, Any]) -> None:

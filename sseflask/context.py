@@ -68,8 +68,7 @@ class GeneratorContext:
         self._g = {name: getattr(g, name) for name in names if name in g}
         self._variables = _context_variables()
         request = context.request
-        if _may_have_body(request.environ):
-            request.get_data(cache=True, parse_form_data=True)
+        request.get_data(cache=True, parse_form_data=True)
         own = copy.copy(request)
         own.environ = _without_server_objects(request.environ)
         own.__dict__["headers"] = EnvironHeaders(own.environ)
@@ -80,17 +79,12 @@ class GeneratorContext:
         # The view's context closes the files that its request knows.
         if "files" in request.__dict__:
             request.__dict__["files"] = MultiDict()
-        # As `context.copy()`, which would route the request again, and `push` once more.
-        self._context = its = copy.copy(context)
-        its.request = own
-        its.match_request = _is_matched  # type: ignore[method-assign]
-        its.flashes = None
-        its._after_request_functions = []  # noqa: SLF001
-        its._cv_tokens = []  # noqa: SLF001
+        self._context = context.copy()
+        self._context.request = own
         # As when the view's context ends: the session as it is then has been saved with the response.
-        self._session = its._session
+        self._session = self._context._session
         if type(self._session) is NullSession:
-            self._session = its._session = NO_SESSION
+            self._session = self._context._session = NO_SESSION
 
     @classmethod
     def capture(cls, names: Iterable[str] = ()) -> GeneratorContext | None:
@@ -228,20 +222,6 @@ def _context_variables() -> list[tuple[contextvars.ContextVar[Any], Any]]:
         for variable, value in contextvars.copy_context().items()
         if not isinstance(value, AppContext | RequestContext)
     ]
-
-
-def _may_have_body(environ: dict[str, Any]) -> bool:
-    """Whether a request may have a body: in HTTP/1, one whose headers don't say so has none (RFC 9112 6.3)."""
-    return (
-        not environ.get("SERVER_PROTOCOL", "").startswith("HTTP/1.")
-        or environ.get("CONTENT_LENGTH") not in (None, "", "0")
-        or "HTTP_TRANSFER_ENCODING" in environ
-        or bool(environ.get("CONTENT_TYPE"))
-    )
-
-
-def _is_matched() -> None:
-    """In place of a context's `match_request`: its request knows its rule and arguments."""
 
 
 def _without_server_objects(environ: dict[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,10 @@ STUCK_SECONDS: Final = 10.0
 REVOKED_AT: Final = -math.inf
 #: Seconds between two looks at a silent stream whose client doesn't take what waits for it.
 BLOCKED_SECONDS: Final = 1.0
-#: A generator that has yielded so many events, each within so many seconds of the one before, has its next ones joined, so many to
-#: a write: what they wait for each other is about what a write of each would take, so that they are no later for it.
+#: A generator that has yielded so many events, each within so many seconds of when it went on after the one before, has its next
+#: ones joined, so many to a write: the first waits for those after it, about as long as some of their own writes would take.
 BURST_EVENTS: Final = 8
-BURST_SECONDS: Final = 0.00005
+BURST_SECONDS: Final = 0.00002
 #: Seconds after which text that is due is sent that could not be without waiting.
 FLUSH_SECONDS: Final = 0.05
 
@@ -650,7 +650,13 @@ class Stream:
         sink = self.sink
         # Who pauses between two events, to wait or to work, has each sent at once: nothing would send it while its code runs.
         is_held = joins and self._burst > BURST_EVENTS and self._burst % BURST_EVENTS != 0
-        if not (sink.hold(frame) if is_held else sink.write(frame)):
+        if is_held:
+            takes_more = sink.hold(frame)
+        else:
+            takes_more = sink.write(frame)
+            # What a write takes isn't the generator's pause.
+            self._went_on = time.monotonic()
+        if not takes_more:
             self._schedule()
             if waits:
                 sink.wait()

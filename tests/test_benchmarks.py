@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import environment, generator, report
+from benchmarks import command, environment, generator, machine, report
 from benchmarks.generator import LoadGenerator, faults
 from benchmarks.result import Results
-from benchmarks.scenario import FAN_OUT, Outcome, calmest
+from benchmarks.scenario import FAN_OUT, STEADY, Outcome, calmest
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="the load generator is a C program")
 
@@ -223,6 +224,36 @@ def test_runs_that_are_added() -> None:
     assert results.peers() == ["sseflask", "nchan"]
     assert results.ratio("sseflask", "1,000", "events_per_s") == 15
     assert report.table(results)[-1].startswith("2 to 5 runs of each, interleaved, 2000-01-02;")
+
+
+def measured(*described: dict[str, str]) -> dict[str, Any]:
+    """What is stored of a scenario or two, each measured on a machine of its own."""
+    stored: dict[str, Any] = {}
+    for scenario, its in zip((FAN_OUT, STEADY), described, strict=False):
+        results = Results.begin(scenario, "flask-plain", quick=False, date="2000-01-01")
+        results.add("sseflask", 1, Outcome("1,000", {scenario.metrics[0].key: 1.0}))
+        stored[scenario.name] = {**results.data, "machine": its}
+    return {"scenarios": stored}
+
+
+def test_machines() -> None:
+    """The page says what it was measured on; where that are several machines, each table says on which."""
+    one = report.markdown(measured({"processor": "fast"}, {"processor": "fast"}))
+    assert "| processor | fast |" in one and "on machine" not in one
+    several = report.markdown(measured({"processor": "fast"}, {"processor": "slow", "node": "20"}))
+    assert "| processor | fast | slow |\n| node | – | 20 |" in several
+    assert several.index("on machine A") < several.index("## Steady") < several.index("on machine B")
+
+
+def test_runs_of_another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs aren't added to those of another machine."""
+    monkeypatch.setattr(command.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(command, "measure", lambda *args, **kwargs: pytest.fail("it measures"))
+    stored = json.dumps(measured(machine.describe(), {"processor": "slow"}))
+    (tmp_path / "benchmarks.json").write_text(stored)
+    assert command.main(["fan-out", "steady", "--add", "--save", "--output", str(tmp_path)]) == 2
+    assert "steady was measured on another machine" in capsys.readouterr().err
+    assert (tmp_path / "benchmarks.json").read_text() == stored
 
 
 def test_without_sleep(check: Check) -> None:

@@ -16,6 +16,7 @@ import gevent
 import gevent.event
 import gevent.hub
 import pytest
+from gunicorn.config import Config
 
 from sseflask import current_stream
 from sseflask.config import Settings, StreamOptions
@@ -27,6 +28,7 @@ from sseflask.worker.entrance import TURN_SECONDS, Entrance
 from sseflask.worker.handover import GreenletRunner, Turn
 from sseflask.worker.poller import Poller
 from sseflask.worker.sink import HELD_BYTES, SocketSink
+from sseflask.worker.worker import look_up_once
 from tests.live.process import wait_until
 
 
@@ -461,3 +463,25 @@ class TestCollector:
             assert gc.get_freeze_count() == 0
         finally:
             gc.enable()
+
+
+class TestSettings:
+    """gunicorn's settings, in a worker."""
+
+    def test_looked_up_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each has the value that it had, hooks and those that gunicorn works out too, without being looked up again."""
+
+        def hook(worker: object, request: object) -> None:
+            """Does nothing."""
+
+        cfg = Config()
+        cfg.set("keepalive", 7)
+        cfg.set("bind", "127.0.0.1:1")
+        cfg.set("pre_request", hook)
+        before = {name: getattr(cfg, name) for name in cfg.settings}
+        address = cfg.address
+        look_up_once(cfg)
+        monkeypatch.delattr(Config, "__getattr__")
+        cfg.settings["keepalive"].set(8)
+        assert {name: getattr(cfg, name) for name in cfg.settings} == before
+        assert (cfg.keepalive, cfg.pre_request, cfg.address) == (7, hook, address)

@@ -77,7 +77,7 @@ class SocketSink:
         return self._send(self._framed(data))
 
     def hold(self, data: bytes) -> bool:
-        """Keeps frames of a burst, to be sent together in the hub's next turn. Returns whether all before them was taken."""
+        """Keeps frames of a burst for the next `write` or `flush`, or the hub's next turn. Returns whether all before was taken."""
         if self._sock is None or self._finishing:
             return True
         if self._pending or len(data) + len(self._held or b"") > HELD_BYTES:

@@ -49,7 +49,8 @@ class StreamWorker(GeventWorker):
     gunicorn makes it, given `-k sseflask.worker.StreamWorker` or `worker_class = "sseflask.worker.StreamWorker"`.
 
     Streams don't count against `worker_connections`. When the worker is told to stop (TERM, HUP, `max_requests`, a reload) it ends
-    its streams cleanly, spread over `SSE_DRAIN_SECONDS`, and leaves as soon as it is empty.
+    its streams cleanly, spread over `SSE_DRAIN_SECONDS`, and leaves as soon as it is empty. It looks gunicorn's settings
+    up once, after the hook `post_worker_init`: what changes them later has no effect.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +135,7 @@ class StreamWorker(GeventWorker):
         # What a signal's handler may touch.
         self._bell = gevent.get_hub().loop.async_()
         self._bell.start(self._told.set)
-        _look_up_once(self.cfg)
+        look_up_once(self.cfg)
         gevent.spawn(self._drain_when_told)
         gevent.spawn(self._keep_numbers)
         try:
@@ -227,10 +228,13 @@ class StreamWorker(GeventWorker):
             log.warning(text, len(streams), self.pid, extra={"sse_streams": len(streams)})
 
 
-def _look_up_once(cfg: Any) -> None:
+def look_up_once(cfg: Any) -> None:
     """Gives gunicorn's configuration its settings as attributes.
 
     gunicorn looks some 25 up for each request, and each time Python finds no such attribute first: a tenth of the work of opening a
-    stream. They are final here: what may change them, the app's import and the hook `post_worker_init`, has been.
+    stream. What changes them later has no effect.
+
+    Args:
+        cfg: gunicorn's; of a class that has some settings as properties, which stay what they are.
     """
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items() if not hasattr(type(cfg), name)})
