@@ -9,7 +9,19 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, abort, current_app, g, request, session, stream_with_context, url_for
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    abort,
+    after_this_request,
+    current_app,
+    g,
+    request,
+    session,
+    stream_with_context,
+    url_for,
+)
 from flask.testing import FlaskClient
 from flask.views import MethodView, View
 
@@ -337,6 +349,69 @@ class TestContexts:
 
         assert client.post("/", data=b"x" * 100).status_code == 413
         assert ran == []
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            {"CONTENT_LENGTH": "4"},
+            {"CONTENT_TYPE": "text/plain"},
+            {"HTTP_TRANSFER_ENCODING": "chunked"},
+            {"REQUEST_METHOD": "PUT"},
+            {"SERVER_PROTOCOL": "HTTP/2.0"},
+            {"SERVER_PROTOCOL": ""},
+        ],
+        ids=lambda said: next(iter(said)),
+    )
+    def test_body(self, app: Flask, sse: SSE, client: FlaskClient, said: dict[str, str]) -> None:
+        """A generator reads its request's body, however its request says that it has one; one that says nothing has none."""
+
+        @app.route("/", methods=["GET", "PUT"])
+        @sse.stream
+        def view() -> Iterator[str]:
+            yield f"{request.get_data(as_text=True)} {len(request.form)} {len(request.files)}"
+
+        for more, seen in ((said, "body"), ({}, "")):
+            sent = {"wsgi.input": io.BytesIO(b"body"), "wsgi.input_terminated": True, **more}
+            assert client.get("/", environ_overrides=sent).text == f"data: {seen} 0 0\n\n"
+
+    def test_view_args(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """A generator's request has all that its URL says, though a preprocessor took some; it makes URLs as the view."""
+
+        @app.url_value_preprocessor
+        def preprocess(endpoint: str | None, values: dict[str, Any] | None) -> None:
+            g.lang = (values or {}).pop("lang")
+
+        @app.get("/<lang>/<int:number>")
+        @sse.stream(g=("lang",))
+        def view(number: int) -> Iterator[Any]:
+            yield {"number": number, "lang": g.lang, "args": request.view_args, "rule": str(request.url_rule)}
+            yield url_for("view", lang="fr", number=2)
+            yield url_for("view", lang="fr", number=2, _external=True)
+
+        expected = {"number": 1, "lang": "de", "args": {"lang": "de", "number": 1}, "rule": "/<lang>/<int:number>"}
+        events = EventDecoder().feed(client.get("/de/1", base_url="http://example.test").data)
+        assert json.loads(events[0].data or "") == expected
+        assert [event.data for event in events[1:]] == ["/fr/2", "http://example.test/fr/2"]
+
+    def test_functions_after_this_request(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """What the view registered for after its request isn't called again for what the generator's error becomes."""
+        called = []
+
+        @app.get("/")
+        def view() -> Response:
+            @after_this_request
+            def note(response: Response) -> Response:
+                called.append(response.status_code)
+                return response
+
+            def generate() -> Iterator[str]:
+                abort(403)
+                yield "never"
+
+            return EventSourceResponse(generate())
+
+        assert client.get("/").status_code == 403
+        assert called == [200]
 
 
 class TestErrors:

@@ -74,7 +74,8 @@ class SocketSink:
             return True
         if self._held:
             data = self._take_held() + data
-        return self._send(self._framed(data))
+        # As `_framed`, without its call: each event of a generator comes by here.
+        return self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def hold(self, data: bytes) -> bool:
         """Keeps frames of a burst for the next `write` or `flush`, or the hub's next turn. Returns whether all before was taken."""
