@@ -146,9 +146,9 @@ def open_frame(settings: Settings, channels: Iterable[str], position: EventId | 
 
 
 @functools.lru_cache(maxsize=256)
-def _opening(name: str, channels: tuple[str, ...]) -> bytes:
+def _opening(open_event: str, channels: tuple[str, ...]) -> bytes:
     """The open event without its id: the same for all that subscribe to the same channels."""
-    return ServerSentEvent({"channels": list(channels)}, event=name).encode()
+    return ServerSentEvent({"channels": list(channels)}, event=open_event).encode()
 
 
 def reset_frame(settings: Settings, reason: str, asked: str | None, position: EventId | None) -> bytes:

@@ -512,7 +512,8 @@ def meaning(path: Path, name: ast.expr) -> set[str]:
         return {name.value}
     if text in GIVEN or text.startswith("event if "):
         return set()
-    if (setting := re.fullmatch(r"(?:\w+\.)*_?settings\.(\w+_event)", text)) is not None:
+    # A setting, or a parameter that is called as the setting that it gets.
+    if (setting := re.fullmatch(r"(?:(?:\w+\.)*_?settings\.)?(\w+_event)", text)) is not None:
         return {next(field.default for field in dataclasses.fields(Settings) if field.name == setting[1])}
     if text.startswith("ENDS["):
         return set(tasks.ENDS.values())
