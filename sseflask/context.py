@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
-from flask import Flask, Response, g
+from flask import Flask, Request, Response, g
 from flask.ctx import AppContext, RequestContext
 from flask.globals import request_ctx
 from flask.sessions import NullSession
@@ -70,7 +70,7 @@ class GeneratorContext:
         request = context.request
         if _may_have_body(request.environ):
             request.get_data(cache=True, parse_form_data=True)
-        own = copy.copy(request)
+        own = _copied_request(request)
         own.environ = _without_server_objects(request.environ)
         own.__dict__["headers"] = EnvironHeaders(own.environ)
         own.__dict__["stream"] = own.environ["wsgi.input"]
@@ -102,7 +102,7 @@ class GeneratorContext:
         self._variables = []
         error: BaseException | None = None
         try:
-            if self._session is not None:
+            if self._session is not None and self._session is not NO_SESSION:
                 self._session.modified = False
             self._context.push()
             for name, value in self._g.items():
@@ -144,11 +144,13 @@ class GeneratorContext:
         for name in itertools.chain(request.blueprints, (None,)):
             for function in reversed(app.teardown_request_funcs.get(name, ())):
                 self._call(function, error)
-        self._call(lambda exc: request_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
+        if request_tearing_down.receivers:
+            self._call(lambda exc: request_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
         self._call(lambda exc: request.close(), error)
         for function in reversed(app.teardown_appcontext_funcs):
             self._call(function, error)
-        self._call(lambda exc: appcontext_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
+        if appcontext_tearing_down.receivers:
+            self._call(lambda exc: appcontext_tearing_down.send(app, _async_wrapper=app.ensure_sync, exc=exc), error)
 
     def _call(self, function: Callable[[BaseException | None], Any], error: BaseException | None) -> None:
         call_teardown(self.app, function, error)
@@ -249,10 +251,20 @@ def _copied(context: RequestContext) -> RequestContext:
     return made
 
 
+def _copied_request(request: Request) -> Request:
+    """As `copy.copy(request)`, which asks the class first what a copy is; Flask's own has nothing but its attributes."""
+    if type(request) is not Request:
+        return copy.copy(request)
+    made = Request.__new__(Request)
+    made.__dict__.update(request.__dict__)
+    return made
+
+
 def _without_server_objects(environ: dict[str, Any]) -> dict[str, Any]:
     """The request's facts, and what middlewares have added; not the server's socket, body and callbacks."""
     server = ("gunicorn.", "werkzeug.", "sseflask.", "wsgi.input", "wsgi.file_wrapper", "wsgi.early_hints")
-    kept = {key: value for key, value in environ.items() if not key.startswith(server)}
+    # Most names begin with a capital: they are the request's own.
+    kept = {key: value for key, value in environ.items() if key < "a" or not key.startswith(server)}
     kept["wsgi.input"] = io.BytesIO()
     kept["wsgi.input_terminated"] = True
     return kept

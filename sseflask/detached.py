@@ -21,7 +21,7 @@ from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, StreamError, TaskEnded
 from .event import ServerSentEvent, to_event
 from .response import request_id
-from .ring import Batch
+from .ring import Frames
 from .state import CloseReason
 from .stream import Stream
 
@@ -59,7 +59,7 @@ class ChannelSink:
         """Takes nothing."""
         return True
 
-    def write_batch(self, batch: Batch) -> bool:
+    def write_shared(self, frames: Frames) -> bool:
         """Takes nothing."""
         return True
 

@@ -14,7 +14,7 @@ from flask import Response
 from . import native
 from .decoder import EventDecoder
 from .errors import StreamError
-from .ring import Batch
+from .ring import Frames
 
 #: Bytes that wait for the server before the producer does.
 BOUND_BYTES: Final = 64 * 1024
@@ -83,9 +83,9 @@ class Handoff:
             self._notify()
             return self._size < BOUND_BYTES
 
-    def write_batch(self, batch: Batch) -> bool:
+    def write_shared(self, frames: Frames) -> bool:
         """Adds frames that many clients get."""
-        return self.write(batch.data)
+        return self.write(frames.data)
 
     def hold(self, data: bytes) -> bool:
         """Adds frames: the server takes all that there are at once."""

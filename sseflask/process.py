@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import logging
-import operator
 import os
 import resource
 import threading
@@ -18,6 +17,7 @@ from .brokers import Broker, Waker
 from .config import Settings
 from .state import CloseReason
 from .stream import Stream, call_all
+from .tally import Total
 from .timer import Flusher, Timer
 from .waker import ThreadWaker
 
@@ -27,10 +27,6 @@ log = logging.getLogger("sseflask.stream")
 RESERVED_FILES: Final = 64
 #: Seconds between two lines that say that streams are refused.
 REFUSALS_INTERVAL: Final = 10.0
-#: Streams that are looked at before others have their turn, and what is looked at: each second, of all of them.
-COUNTED_AT_ONCE: Final = 2000
-EVENTS_SENT: Final = operator.attrgetter("events_sent")
-BYTES_SENT: Final = operator.attrgetter("bytes_sent")
 #: Closed streams that are remembered, and the characters of their paths.
 CLOSES_KEPT: Final = 50
 CLOSE_PATH_CHARACTERS: Final = 120
@@ -46,8 +42,7 @@ class Process:
         opened: Streams opened so far.
         closed: Streams closed so far, by reason.
         closes: The last of them, oldest first: `at` (the Unix second), `path`, `reason`, `seconds`, `events` and `worker`.
-        events_sent: Events that the closed streams had sent.
-        bytes_sent: Bytes that the closed streams had sent.
+        sent: What all streams together have sent so far, those that are closed too.
         refused: Streams that found no room, a worker that was stopping or a broker that can't be reached, by what it was for.
         counted: What happened to streams besides: resets, keepalives, replayed events, clients that were cut because they didn't
             keep up, events of tasks that had ended.
@@ -68,8 +63,7 @@ class Process:
         self.opened = 0
         self.closed: collections.Counter[CloseReason] = collections.Counter()
         self.closes: collections.deque[dict[str, Any]] = collections.deque(maxlen=CLOSES_KEPT)
-        self.events_sent = 0
-        self.bytes_sent = 0
+        self.sent = Total()
         self.refused: collections.Counter[str] = collections.Counter()
         self.ended: collections.Counter[CloseReason] = collections.Counter()
         self.brokers: list[Broker] = []
@@ -109,6 +103,8 @@ class Process:
                 self._clients[stream.client] = self._clients.get(stream.client, 0) + 1
             self.streams.add(stream)
             self.opened += 1
+        stream.total = self.sent
+        self.sent.size += stream.bytes_sent
         stream.keep_with(self)
         self.timer.schedule(stream)
         return None
@@ -167,15 +163,14 @@ class Process:
 
     def stats(self) -> dict[str, Any]:
         """This process's streams and counters, as `sse.stats()` shows them."""
-        streams = list(self.streams)
         return {
-            "streams": len(streams),
+            "streams": len(self.streams),
             "streams_opened": self.opened,
             "streams_closed": {reason.value: count for reason, count in self.closed.items()},
             "streams_refused": self.refused.total(),
             "streams_stuck": self.stuck,
-            "events_sent": self.events_sent + sum(stream.events_sent for stream in streams),
-            "bytes_sent": self.bytes_sent + sum(stream.bytes_sent for stream in streams),
+            "events_sent": self.sent.events,
+            "bytes_sent": self.sent.size,
             "detached": len(self.detached),
             "events_replayed": self.counted["events_replayed"],
             "events_refused": self.counted["events_refused"],
@@ -190,31 +185,21 @@ class Process:
     def numbers(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What there is now and what was counted since the process began, of all its apps, as plain values for JSON.
 
-        Others have their turn while it looks at many streams.
-
         Returns:
             What goes up and down, and what only grows: numbers, numbers by a label's value, and histograms.
         """
         brokers = list(self.brokers)
         with self._lock:
-            streams = list(self.streams)
-            events, size = self.events_sent, self.bytes_sent
+            streams = len(self.streams)
             closed = {reason.value: count for reason, count in self.closed.items()}
             opened = self.opened
             closes = list(self.closes)
-        for at in range(0, len(streams), COUNTED_AT_ONCE):
-            some = streams[at : at + COUNTED_AT_ONCE]
-            # What closes meanwhile is counted here, in its last state, and among the closed ones the next time.
-            events += sum(map(EVENTS_SENT, some))
-            size += sum(map(BYTES_SENT, some))
-            if at + COUNTED_AT_ONCE < len(streams):
-                time.sleep(1e-9)
         patterns: dict[str, collections.Counter[str]] = {}
         for broker in brokers:
             for pattern, counted in broker.count_by_pattern().items():
                 patterns.setdefault(pattern, collections.Counter()).update(counted)
         now = {
-            "streams": len(streams),
+            "streams": streams,
             "subscriptions": sum(broker.emitter.subscriptions for broker in brokers),
             "channels": sum(len(broker.emitter.channels()) for broker in brokers),
             "detached": len(self.detached),
@@ -233,9 +218,9 @@ class Process:
             "streams_stuck": self.stuck,
             "detached_ended": {reason.value: count for reason, count in list(self.ended.items())},
             "events_published": sum(broker.published for broker in brokers),
-            "events_sent": events,
+            "events_sent": self.sent.events,
             **{name: self.counted[name] for name in ("events_replayed", "events_refused", "resets", "keepalives", "slow_clients")},
-            "bytes_sent": size,
+            "bytes_sent": self.sent.size,
             "broker_outages": sum(broker.outages for broker in brokers),
             "broker_reconnects": sum(broker.reconnects for broker in brokers),
             "latency": self.waker.latency.histogram.numbers(),
@@ -267,8 +252,6 @@ class Process:
             self.streams.discard(stream)
             self.closed[reason] += 1
             self.closes.append(close)
-            self.events_sent += stream.events_sent
-            self.bytes_sent += stream.bytes_sent
             if stream.client is not None and (others := self._clients.get(stream.client, 0)):
                 if others > 1:
                     self._clients[stream.client] = others - 1
@@ -278,7 +261,10 @@ class Process:
         if reason is CloseReason.SLOW:
             self.counted["slow_clients"] += 1
         callbacks = [*callbacks, *signals.calls(stream, reason)]
-        self.run([lambda: _log_end(stream, reason, seconds), *callbacks])
+        if log.isEnabledFor(logging.INFO):
+            callbacks.insert(0, lambda: _log_end(stream, reason, seconds))
+        if callbacks:
+            self.run(callbacks)
 
     def _run_here(self, callbacks: list[Callable[[], object]]) -> None:
         """Calls them where the end was noticed, unless others would wait for them there."""
@@ -297,8 +283,6 @@ def most_streams(settings: Settings) -> int:
 
 
 def _log_end(stream: Stream, reason: CloseReason, seconds: float) -> None:
-    if not log.isEnabledFor(logging.INFO):
-        return
     facts = {
         "sse_reason": reason.value,
         "sse_seconds": round(seconds, 3),

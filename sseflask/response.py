@@ -187,7 +187,13 @@ class EventSourceResponse(Response):
         stream.bytes_sent = len(first)
         handoff.bind(first, stream.resume, stream.sink_ended)
         self._body = EventIterable(self, make_producer(stream, handoff), stream, handoff, settings, open_timeout=open_timeout)
-        super().__init__(self._body, headers={**HEADERS, **(headers or {})})
+        if headers:
+            super().__init__(self._body, headers={**HEADERS, **headers})
+        else:
+            # Less work than with a mapping, each of whose values could be several, and without the look for a type among them.
+            super().__init__(self._body, mimetype=self.default_mimetype)
+            for name, value in HEADERS.items():
+                self.headers.add(name, value)
 
     def call_on_close(self, func: Callable[[], Any]) -> Callable[[], Any]:
         """Calls a function when the stream is closed; under `StreamWorker`, long after the server is done with the response.

@@ -82,35 +82,47 @@ class Entry:
         return self.frame.replace(b"\n", b"-end\n", 1)
 
 
-class Batch:
-    """What lies after one cursor, joined: the same object for every client that is there.
+class Frames:
+    """Frames that many clients get, whole.
 
     Attributes:
         data: The frames.
-        count: How many they are.
-        prev: The number of the entry before the first; above the cursor, entries between them are gone.
-        last: The number of the last entry, which is the cursor afterwards.
-        is_end: Whether the last entry closes its channel; its id is then a final one.
-        at: The second at which the last entry was appended.
-        chunk: The frames as one HTTP/1.1 chunk; empty until `make_chunk` has made it.
+        chunk: The same as one HTTP/1.1 chunk; empty until `make_chunk` has made it.
     """
 
-    __slots__ = ("at", "chunk", "count", "data", "is_end", "last", "prev")
+    __slots__ = ("chunk", "data")
 
-    def __init__(self, entries: list[Entry]) -> None:
-        frames = [entry.final_frame if entry.is_end else entry.frame for entry in entries]
-        self.data = frames[0] if len(frames) == 1 else b"".join(frames)
-        self.count = len(entries)
-        self.prev = entries[0].prev
-        self.last = entries[-1].seq
-        self.is_end = entries[-1].is_end
-        self.at = entries[-1].at
+    def __init__(self, data: bytes) -> None:
+        self.data = data
         self.chunk = b""
 
     def make_chunk(self) -> bytes:
         """Makes the chunk, once for all who send it; returns it."""
         self.chunk = b"%x\r\n%b\r\n" % (len(self.data), self.data)
         return self.chunk
+
+
+class Batch(Frames):
+    """What lies after one cursor, joined: the same object for every client that is there.
+
+    Attributes:
+        count: How many they are.
+        prev: The number of the entry before the first; above the cursor, entries between them are gone.
+        last: The number of the last entry, which is the cursor afterwards.
+        is_end: Whether the last entry closes its channel; its id is then a final one.
+        at: The second at which the last entry was appended.
+    """
+
+    __slots__ = ("at", "count", "is_end", "last", "prev")
+
+    def __init__(self, entries: list[Entry]) -> None:
+        frames = [entry.final_frame if entry.is_end else entry.frame for entry in entries]
+        super().__init__(frames[0] if len(frames) == 1 else b"".join(frames))
+        self.count = len(entries)
+        self.prev = entries[0].prev
+        self.last = entries[-1].seq
+        self.is_end = entries[-1].is_end
+        self.at = entries[-1].at
 
 
 class ChannelLog:

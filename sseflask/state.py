@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from .ring import Batch
+    from .ring import Frames
     from .stream import Stream
 
 
 class StreamState(enum.Enum):
     """Where a stream is in its life."""
+
+    # Each state is one object: hashing its name would be a call of Python's, at each change of each stream.
+    __hash__ = object.__hash__
 
     OPENING = "opening"
     """The response headers haven't been sent: for at most `SSE_OPEN_TIMEOUT` they wait for a generator's first event."""
@@ -73,12 +76,11 @@ class CloseReason(enum.StrEnum):
     """Its response was never sent: a HEAD request, or one that something else answered."""
 
 
-class Part(enum.Flag):
-    """What must have ended before a stream is closed."""
+class Part:
+    """What must have ended before a stream is closed; numbers to be combined, which `enum.Flag` would do a hundred times slower."""
 
-    NONE = 0
-    SINK = enum.auto()
-    PRODUCER = enum.auto()
+    SINK: Final = 1
+    PRODUCER: Final = 2
 
 
 class Sink(Protocol):
@@ -96,8 +98,8 @@ class Sink(Protocol):
         """Hands over whole frames, without waiting. Returns whether more may follow before `wait`."""
         ...
 
-    def write_batch(self, batch: Batch) -> bool:
-        """As `write`, for frames that many clients get."""
+    def write_shared(self, frames: Frames) -> bool:
+        """As `write`, for frames that many clients get; what `hold` has kept may go out after them."""
         ...
 
     def hold(self, data: bytes) -> bool:

@@ -24,7 +24,9 @@ from .config import Settings, StreamOptions
 from .errors import EventTooLarge, InvalidEvent, StreamClosed, StreamError, StreamTimeout
 from .event import KEEPALIVE, ServerSentEvent, encode_item, retry_frame, to_event
 from .position import EventId, RunId
+from .ring import Frames
 from .state import TRANSITIONS, CloseReason, Keeper, Part, Producer, Sink, StreamState
+from .tally import Total
 
 log = logging.getLogger("sseflask.stream")
 
@@ -41,6 +43,10 @@ BURST_EVENTS: Final = 8
 BURST_SECONDS: Final = 0.00002
 #: Seconds after which text that is due is sent that could not be without waiting.
 FLUSH_SECONDS: Final = 0.05
+#: What idle streams are sent, made once for all of them.
+_KEEPALIVE: Final = Frames(KEEPALIVE)
+#: What streams add their counters to that nobody has admitted.
+_NOBODYS: Final = Total()
 
 
 def is_final_id(event_id: str | None) -> bool:
@@ -66,6 +72,7 @@ class Stream:
         reason: Why it ended; None until its end is decided.
         sink: Where its bytes go now; `attach` changes it.
         slot: The timer's: where on its wheel the stream is.
+        total: The counters of all of its process's streams, to which it adds what it sends.
     """
 
     __slots__ = (
@@ -103,6 +110,7 @@ class Stream:
         "request_id",
         "sink",
         "slot",
+        "total",
     )
 
     def __init__(
@@ -164,6 +172,7 @@ class Stream:
         self._expires_at: float | None = None
         self._keeper: Keeper | None = None
         self.slot = 0
+        self.total = _NOBODYS
 
     def __repr__(self) -> str:
         return f"<Stream {self.id} {self.path!r} {self._state.value}>"
@@ -442,8 +451,7 @@ class Stream:
             size: Their bytes together.
             now: The monotonic second.
         """
-        self.events_sent += events
-        self.bytes_sent += size
+        self._count(events, size)
         self.last_write = now
 
     def open(self) -> None:
@@ -468,7 +476,7 @@ class Stream:
                 return False
             self._change(StreamState.DRAINING)
             self.reason = reason
-            if Part.PRODUCER in self._parts:
+            if self._parts & Part.PRODUCER:
                 self._interruption = interruption
         self.last_write = time.monotonic()
         if self._coalescer is not None:
@@ -476,11 +484,13 @@ class Stream:
         if reason in (CloseReason.DISCONNECTED, CloseReason.LOST, CloseReason.SLOW):
             self.sink.abort()
         else:
-            self.bytes_sent += len(last)
+            self._count(0, len(last))
             self.sink.finish(last)
         if interruption is not None and self._producer is not None:
             self._producer.interrupt()
-        self._schedule()
+        # A producer that has ended the stream by itself is about to end; should it not, the timer finds that when it comes by.
+        if interruption is not None or self.sink.blocked_since is not None:
+            self._schedule()
         return True
 
     def drain(self) -> None:
@@ -542,9 +552,9 @@ class Stream:
 
     def due(self) -> float | None:
         """The monotonic second at which `tick` has something to do; None once the stream is closed."""
-        if self._state is StreamState.CLOSED:
-            return None
-        if self._state is StreamState.DRAINING:
+        if self.closed:
+            if self._state is StreamState.CLOSED:
+                return None
             due = self.last_write + STUCK_SECONDS
         else:
             due = self.last_write + self._silence
@@ -563,10 +573,11 @@ class Stream:
         Args:
             now: The monotonic second.
         """
-        if self._state is StreamState.DRAINING:
+        if not self.closed:
+            if not self._is_ended_at(now):
+                self._keep_alive(now)
+        elif self._state is StreamState.DRAINING:
             self._tick_draining(now)
-        elif self._state is not StreamState.CLOSED and not self._is_ended_at(now):
-            self._keep_alive(now)
 
     # The rest is the stream's own.
 
@@ -596,7 +607,7 @@ class Stream:
         else:
             self.last_write = now
             if self._state is StreamState.LIVE:
-                self.sink.write(KEEPALIVE)
+                self.sink.write_shared(_KEEPALIVE)
                 if self._keeper is not None:
                     self._keeper.count("keepalives")
 
@@ -618,7 +629,7 @@ class Stream:
         """The text that waits, encoded."""
         assert self._coalescer is not None
         waiting = self._coalescer.take(self.last_write)
-        self.events_sent += len(waiting)
+        self._count(len(waiting), 0)
         return b"".join([encode_item(text) for text in waiting])
 
     def _write_item(self, item: Any, *, waits: bool = True, joins: bool = False) -> None:
@@ -642,8 +653,12 @@ class Stream:
             if waits:
                 self.raise_interruption()
             return
+        # As `_count`, without its call.
+        total = self.total
         self.events_sent += 1
         self.bytes_sent += size
+        total.events += 1
+        total.size += size
         now = time.monotonic()
         self._burst = self._burst + 1 if now - self._went_on < BURST_SECONDS else 0
         self.last_write = self._went_on = now
@@ -663,6 +678,13 @@ class Stream:
         if waits:
             self._raise_if_ended()
 
+    def _count(self, events: int, size: int) -> None:
+        self.events_sent += events
+        self.bytes_sent += size
+        total = self.total
+        total.events += events
+        total.size += size
+
     def _raise_if_ended(self) -> None:
         if self.closed:
             self.raise_interruption()
@@ -676,7 +698,7 @@ class Stream:
         self._state = state
         self.closed = state is StreamState.DRAINING or state is StreamState.CLOSED
 
-    def _part_ended(self, part: Part) -> None:
+    def _part_ended(self, part: int) -> None:
         with self._lock:
             self._parts &= ~part
             if self._parts or self._state is not StreamState.DRAINING:

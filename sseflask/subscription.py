@@ -393,10 +393,13 @@ class Subscription:
         self._is_unplaced = False
         self._cursor = last = batch.last
         # As `Stream.sent`, without a call for each of thousands.
-        stream.events_sent += batch.count
-        stream.bytes_sent += len(batch.data)
+        count, size, total = batch.count, len(batch.data), stream.total
+        stream.events_sent += count
+        stream.bytes_sent += size
+        total.events += count
+        total.size += size
         stream.last_write = now
-        sink.write_batch(batch)
+        sink.write_shared(batch)
         if batch.is_end:
             self._end()
         return last < ring.last

@@ -100,13 +100,16 @@ class Timer:
 
     def _place(self, stream: Stream) -> None:
         """As `schedule`, under the lock: what another thread has changed before is seen, or that thread comes after this."""
-        due = stream.due()
-        if stream.slot in self._wheel:
-            self._wheel[stream.slot].discard(stream)
+        due, wheel = stream.due(), self._wheel
+        if (waiting := wheel.get(stream.slot)) is not None:
+            waiting.discard(stream)
         if due is not None and due != math.inf:
             # A slot that has had its turn would wait for ever.
             stream.slot = slot = max(int(due / TICK_SECONDS) + 1, self._turned + 1)
-            self._wheel.setdefault(slot, set()).add(stream)
+            if (waiting := wheel.get(slot)) is not None:
+                waiting.add(stream)
+            else:
+                wheel[slot] = {stream}
 
     def _place_all(self, streams: list[Stream]) -> None:
         """Puts those that have been ticked where they are due next, and empties the list."""

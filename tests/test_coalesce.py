@@ -189,9 +189,9 @@ class Sink:
         self.written.append(data)
         return self.blocked_since is None
 
-    def write_batch(self, batch: Any) -> bool:
-        """Takes a batch."""
-        return self.write(batch.data)
+    def write_shared(self, frames: Any) -> bool:
+        """Takes frames that many clients get."""
+        return self.write(frames.data)
 
     def wait(self) -> None:
         """Waits until it isn't blocked."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
@@ -41,6 +43,7 @@ from sseflask import (
 from sseflask.config import Settings
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
+from sseflask.testing import FakeClock
 from tests.live.process import wait_until
 
 TWO = b"data: one\n\ndata: two\n\n"
@@ -898,3 +901,70 @@ class TestInstalling:
         assert after["events_sent"] == before["events_sent"] + 2
         assert after["bytes_sent"] == before["bytes_sent"] + len(TWO)
         assert after["streams_closed"]["completed"] == before["streams_closed"].get("completed", 0) + 1
+
+    def test_stats_of_open_streams(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """What an open stream has sent counts, too, and once: `retry`, what its generator sends in between, its end."""
+        go_on = threading.Event()
+
+        def pause() -> Iterator[str]:
+            yield "one"
+            current_stream.send("two")
+            assert go_on.wait(20)
+
+        app.config["SSE_RETRY"] = 5
+        app.get("/")(sse.stream(lifecycle=True)(pause))
+        before = sse.stats()
+        response = iter(client.get("/").response)
+        try:
+            data = next(response)
+            while data.count(b"\ndata:") < 3:
+                data += next(response)
+            sent = [sse.stats()[name] - before[name] for name in ("events_sent", "bytes_sent", "streams")]
+            assert sent == [2, len(data), 1]
+        finally:
+            go_on.set()
+        data += b"".join(response)
+        wait_until(lambda: sse.stats()["streams"] == before["streams"])
+        assert [sse.stats()[name] - before[name] for name in ("events_sent", "bytes_sent")] == [2, len(data)]
+
+    def test_stuck_after_its_end(
+        self, app: Flask, sse: SSE, client: FlaskClient, sse_clock: FakeClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A stream that ended by itself, but whose app's teardown function hangs, is reported as any producer that still runs."""
+        go_on = threading.Event()
+        torn_down: list[int] = []
+
+        @app.teardown_appcontext
+        def hang(_: BaseException | None) -> None:
+            torn_down.append(1)
+            # The view's own teardown comes first.
+            assert len(torn_down) < 2 or go_on.wait(20)
+
+        app.get("/")(sse.stream(two))
+        before = sse.stats()
+        assert client.get("/").data == TWO
+        wait_until(lambda: len(torn_down) == 2)
+        try:
+            sse_clock.advance(15)
+            sse_clock.advance(15)
+            wait_until(lambda: sse.stats()["streams_stuck"] == before["streams_stuck"] + 1)
+            assert "the generator of the stream at / still runs after its stream ended (completed)" in caplog.text
+        finally:
+            go_on.set()
+        wait_until(lambda: sse.stats()["streams"] == before["streams"])
+
+    @pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+    def test_log_of_ends(self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture, level: int) -> None:
+        """The line of a stream's end is there where the log takes it; its callbacks are called either way."""
+        caplog.set_level(level, "sseflask.stream")
+        closed: list[str] = []
+
+        def one() -> Iterator[str]:
+            current_stream.on_close(lambda: closed.append("closed"))
+            yield "one"
+
+        app.get("/")(sse.stream(one))
+        before = sse.stats()["streams"]
+        assert client.get("/").data == b"data: one\n\n"
+        wait_until(lambda: closed == ["closed"] and sse.stats()["streams"] == before)
+        assert ("stream closed path=/ reason=completed" in caplog.text) == (level == logging.INFO)

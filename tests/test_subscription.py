@@ -21,7 +21,7 @@ from sseflask.handoff import Handoff
 from sseflask.position import EventId
 from sseflask.producer import Runner, ThreadRunner
 from sseflask.response import HANDOVER
-from sseflask.ring import BATCH_BYTES, Batch
+from sseflask.ring import BATCH_BYTES, Frames
 from tests.live.process import wait_until
 
 OPEN, RESET, END, ERROR = "stream-open", "stream-reset", "stream-end", "error"
@@ -67,9 +67,9 @@ class Sink:
                 self.blocked_since = time.monotonic() - 1.0
         return self.blocked_since is None
 
-    def write_batch(self, batch: Batch) -> bool:
+    def write_shared(self, frames: Frames) -> bool:
         """Takes frames that many clients get."""
-        return self.write(batch.data)
+        return self.write(frames.data)
 
     def wait(self) -> None:
         """Nothing waits here."""

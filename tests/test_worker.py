@@ -6,11 +6,12 @@ import _socket
 import gc
 import os
 import re
+import struct
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gevent
 import gevent.event
@@ -23,6 +24,7 @@ from sseflask.config import Settings, StreamOptions
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
 from sseflask.stream import BURST_EVENTS, BURST_SECONDS, Stream
+from sseflask.worker import poller
 from sseflask.worker.collector import GROWTH, Collector
 from sseflask.worker.entrance import TURN_SECONDS, Entrance
 from sseflask.worker.handover import GreenletRunner, Turn
@@ -168,6 +170,18 @@ class Client:
         except BlockingIOError:
             return
 
+    def packets(self) -> int:
+        """The TCP segments that came so far: `tcpi_segs_in` of Linux's `struct tcp_info`."""
+        found: int = struct.unpack_from("I", self._sock.getsockopt(_socket.IPPROTO_TCP, _socket.TCP_INFO, 256), 140)[0]
+        return found
+
+    def is_at_end(self) -> bool:
+        """Whether the server has ended the connection, and all before that was read."""
+        try:
+            return self._sock.recv(1) == b""
+        except BlockingIOError:
+            return False
+
     def has(self, ending: bytes) -> bool:
         """Whether what was sent ends like this, letting no greenlet run meanwhile; the kernel may take a moment."""
         until = time.monotonic() + 5
@@ -186,6 +200,16 @@ class Client:
 def numbers(chunks: list[str]) -> list[int]:
     """The events' data in the order in which they came."""
     return [int(found) for found in re.findall(r"^data: (\d+)$", "".join(chunks), re.MULTILINE)]
+
+
+class Unpolled:
+    """Something in a poller's set to which nothing happens."""
+
+    log_extra: ClassVar[dict[str, str]] = {}
+
+    def ready(self, events: int) -> None:
+        """Nothing does."""
+        raise AssertionError(events)
 
 
 class TestBurst:
@@ -334,11 +358,11 @@ class TestBurst:
                     yield f"{number}\n{'x' * 400}"
 
             client = Client(generate(), bufsize=65536)
-            until = time.monotonic() + 20
-            while client.stream.sink.blocked_since is None and time.monotonic() < until:
-                gevent.sleep(0.001)
-            before = made
-            gevent.sleep(0.01)
+            until, before = time.monotonic() + 20, -1
+            # Its socket is full, and may not be a moment later, while what was sent is still on its way through the kernel.
+            while (client.stream.sink.blocked_since is None or made != before) and time.monotonic() < until:
+                before = made
+                gevent.sleep(0.1)
             assert made == before < 20_000
             assert numbers(client.chunks()) == list(range(20_000))
             client.close()
@@ -415,6 +439,68 @@ class TestBurst:
             assert closed and client.stream.reason == "disconnected"
 
         in_a_hub(leave)
+
+
+class TestEnd:
+    """How a stream's connection ends."""
+
+    def test_one_packet(self) -> None:
+        """The end of the body and that of the connection come in one packet, with the last events."""
+
+        def end() -> None:
+            go_on = gevent.event.Event()
+
+            def generate() -> Iterator[int]:
+                yield 1
+                go_on.wait()
+
+            client = Client(generate())
+            assert client.chunks(until=b"data: 1\n\n\r\n") == ["data: 1\n\n"]
+            before = client.packets()
+            go_on.set()
+            assert client.chunks() == ["data: 1\n\n"]
+            until = time.monotonic() + 20
+            while not client.is_at_end() and time.monotonic() < until:
+                gevent.sleep(0.001)
+            assert client.is_at_end()
+            assert client.packets() == before + 1
+            client.close()
+
+        in_a_hub(end)
+
+    def test_lingering(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A socket whose client doesn't hang up is closed when its time is over, not before, whatever the others do."""
+        monkeypatch.setattr(poller, "LINGER_SECONDS", 0.3)
+
+        def linger() -> None:
+            own, pairs, ends, others = Poller(), [], {}, _socket.socketpair()
+            for number in range(3):
+                ours, theirs = _socket.socketpair()
+                ours.setblocking(False)
+                theirs.setblocking(False)
+                pairs.append((ours, theirs))
+                own.add(ours.fileno(), Unpolled())
+                ends[number] = time.monotonic() + 0.3
+                own.linger(ours.fileno(), ours)
+                gevent.sleep(0.1)
+            # The second hangs up, and its number becomes that of another socket.
+            fd = pairs[1][0].fileno()
+            pairs[1][1].close()
+            until = time.monotonic() + 20
+            while pairs[1][0].fileno() >= 0 and time.monotonic() < until:
+                gevent.sleep(0.001)
+            os.dup2(others[0].fileno(), fd)
+            for number in (0, 2):
+                while pairs[number][0].fileno() >= 0 and time.monotonic() < until:
+                    gevent.sleep(0.001)
+                assert ends[number] <= time.monotonic() < until
+            assert len(own) == 0
+            os.fstat(fd)
+            os.close(fd)
+            for sock in (*others, pairs[0][1], pairs[2][1]):
+                sock.close()
+
+        in_a_hub(linger)
 
 
 class TestCollector:

@@ -199,7 +199,7 @@ class Handover:
         response.sock = client
         # gunicorn's last chunk isn't the stream's.
         chunked, response.chunked = response.chunked, False
-        sock = _socket.socket(client.family, client.type, client.proto, fileno=client.detach())
+        sock = _socket.socket(fileno=client.detach())
         sock.setblocking(False)
         sink = SocketSink(self._application.poller, sock, stream, chunked=chunked)
         held, is_all = handoff.detach()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import _socket
+import collections
 import logging
 import os
+import time
 from typing import Any, Final, Protocol
 
 import gevent
@@ -58,6 +60,9 @@ class Poller:
         self.loop: Any = gevent.get_hub().loop
         self._watcher = self.loop.io(self._epoll.fileno(), _READ)
         self._watcher.start(self._ready)
+        # All have the same time, so the first to have begun is the first to end.
+        self._lingering: collections.deque[Lingering] = collections.deque()
+        self._timer: Any = None
 
     def __len__(self) -> int:
         return len(self._polled)
@@ -73,13 +78,31 @@ class Poller:
 
     def linger(self, fd: int, sock: _socket.socket) -> None:
         """Reads a socket, whose writing side was shut down, until its client closes it or the bounds are reached, and closes it."""
-        self._polled[fd] = Lingering(self, fd, sock)
+        self._polled[fd] = lingering = Lingering(self, fd, sock)
         self._epoll.modify(fd, EPOLLIN | EPOLLRDHUP)
+        self._lingering.append(lingering)
+        if self._timer is None:
+            self._wait_for(lingering)
 
     def remove(self, fd: int) -> None:
         """Forgets a socket, which is about to be closed."""
         if self._polled.pop(fd, None) is not None:
             self._epoll.unregister(fd)
+
+    def _wait_for(self, lingering: Lingering) -> None:
+        """One timer for all of them, for the first."""
+        self._timer = self.loop.timer(max(lingering.until - time.monotonic(), 0))
+        self._timer.start(self._give_up)
+
+    def _give_up(self) -> None:
+        """Closes those whose time is over; most have been closed by their clients."""
+        self._timer.close()
+        self._timer = None
+        now = time.monotonic()
+        while self._lingering and (self._lingering[0].until <= now or self._lingering[0].is_closed):
+            self._lingering.popleft().close()
+        if self._lingering:
+            self._wait_for(self._lingering[0])
 
     def _ready(self) -> None:
         # What is left is told again in the loop's next turn.
@@ -93,17 +116,22 @@ class Poller:
 
 
 class Lingering:
-    """A socket that has sent its last byte and waits for its client to close."""
+    """A socket that has sent its last byte and waits for its client to close.
 
-    __slots__ = ("_fd", "_left", "_poller", "_sock", "_timer")
+    Attributes:
+        until: The monotonic second at which it waits no longer.
+        is_closed: Whether it has been closed.
+    """
+
+    __slots__ = ("_fd", "_left", "_poller", "_sock", "is_closed", "until")
 
     def __init__(self, poller: Poller, fd: int, sock: _socket.socket) -> None:
         self._poller = poller
         self._fd = fd
         self._sock = sock
         self._left = LINGER_BYTES
-        self._timer = gevent.get_hub().loop.timer(LINGER_SECONDS)
-        self._timer.start(self._close)
+        self.is_closed = False
+        self.until = time.monotonic() + LINGER_SECONDS
 
     @property
     def log_extra(self) -> dict[str, str]:
@@ -122,10 +150,11 @@ class Lingering:
             return
         except OSError:
             pass
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
-        self._timer.stop()
-        self._timer.close()
-        self._poller.remove(self._fd)
-        self._sock.close()
+    def close(self) -> None:
+        """Closes it. A second call does nothing: by then its number may be another socket's."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._poller.remove(self._fd)
+            self._sock.close()

@@ -11,7 +11,7 @@ from typing import Final
 
 import gevent.event
 
-from sseflask.ring import Batch
+from sseflask.ring import Frames
 from sseflask.state import CloseReason
 from sseflask.stream import Stream
 
@@ -95,12 +95,12 @@ class SocketSink:
         if self._held and self._sock is not None and not self._send(self._framed(self._take_held())):
             self._stream.is_blocked()
 
-    def write_batch(self, batch: Batch) -> bool:
-        """Sends frames that many clients get, in one chunk that was made once. A producer that writes these holds none."""
+    def write_shared(self, frames: Frames) -> bool:
+        """Sends frames that many clients get, in one chunk that was made once; before what is held."""
         sock = self._sock
         if sock is None or self._finishing:
             return True
-        data: bytes | memoryview = (batch.chunk or batch.make_chunk()) if self._chunked else batch.data
+        data: bytes | memoryview = (frames.chunk or frames.make_chunk()) if self._chunked else frames.data
         if not self._pending:
             # As `_send`, for the thousands of clients who take all of it.
             try:
@@ -131,7 +131,8 @@ class SocketSink:
         if self._chunked:
             last = (self._framed(last) if last else b"") + b"0\r\n\r\n"
         self._finishing = True
-        if self._send(last):
+        # The end of the connection follows at once, and takes these bytes with it in its packet.
+        if self._send(last, _socket.MSG_MORE):
             self._shut_down()
 
     def abort(self) -> None:
@@ -171,14 +172,14 @@ class SocketSink:
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
-    def _send(self, data: bytes | memoryview) -> bool:
+    def _send(self, data: bytes | memoryview, flags: int = 0) -> bool:
         """Sends, behind what waits. Returns whether nothing waits any more."""
         if self._pending:
             self._pending = b"".join((self._pending, data))
             return False
         assert self._sock is not None
         try:
-            sent = self._sock.send(data) if data else 0
+            sent = self._sock.send(data, flags) if data else 0
         except BlockingIOError:
             sent = 0
         except OSError as error:
