@@ -430,8 +430,8 @@ GENERATORS = Scenario(
     "generators",
     "Generators",
     "200 streams opened at once, each a generator of its own that yields 100 events of 40 bytes, at once or with 5 ms between; "
-    "and 600 that yield 400 with 5 ms between, more than one core keeps up with. Events a second from the first connection to the last "
-    "event, and how long each took from its `yield`.",
+    "and 600 that yield 400 with 5 ms between, which is more than a core can do. Events a second from the first connection to the "
+    "last event, and how long each took from its `yield`.",
     FAN_OUT.metrics,
     lambda quick: (
         [_generators(20, 20, 0, "at once"), _generators(20, 20, 0.005, "5 ms apart")]

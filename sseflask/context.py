@@ -102,7 +102,7 @@ class GeneratorContext:
         self._variables = []
         error: BaseException | None = None
         try:
-            if self._session is not None and self._session is not NO_SESSION:
+            if self._session is not None and self._session.modified:
                 self._session.modified = False
             self._context.push()
             for name, value in self._g.items():

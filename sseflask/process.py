@@ -104,6 +104,8 @@ class Process:
             self.streams.add(stream)
             self.opened += 1
         stream.total = self.sent
+        # What came before: its prelude, perhaps what the view has sent.
+        self.sent.events += stream.events_sent
         self.sent.size += stream.bytes_sent
         stream.keep_with(self)
         self.timer.schedule(stream)
@@ -184,6 +186,8 @@ class Process:
 
     def numbers(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What there is now and what was counted since the process began, of all its apps, as plain values for JSON.
+
+        Others have their turn while it looks at many streams of the channels that are counted.
 
         Returns:
             What goes up and down, and what only grows: numbers, numbers by a label's value, and histograms.

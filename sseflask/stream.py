@@ -488,9 +488,7 @@ class Stream:
             self.sink.finish(last)
         if interruption is not None and self._producer is not None:
             self._producer.interrupt()
-        # A producer that has ended the stream by itself is about to end; should it not, the timer finds that when it comes by.
-        if interruption is not None or self.sink.blocked_since is not None:
-            self._schedule()
+        self._schedule()
         return True
 
     def drain(self) -> None:
@@ -617,7 +615,7 @@ class Stream:
             self.sink.abort()
         elif now >= self.last_write + STUCK_SECONDS:
             self.last_write = math.inf
-            if self._keeper is not None and self._producer is not None:
+            if self._keeper is not None and self._producer is not None and self._parts & Part.PRODUCER:
                 self._keeper.report_stuck(self, self._producer.stack())
 
     def _come_back(self) -> bytes:

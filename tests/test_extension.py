@@ -927,8 +927,29 @@ class TestInstalling:
         wait_until(lambda: sse.stats()["streams"] == before["streams"])
         assert [sse.stats()[name] - before[name] for name in ("events_sent", "bytes_sent")] == [2, len(data)]
 
+    def test_stats_of_early_events(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """What a view sends before its stream opens counts as well."""
+
+        @app.get("/")
+        def early() -> EventSourceResponse:
+            response = EventSourceResponse(iter(["two"]))
+            response.event_stream.send("one")
+            return response
+
+        before = sse.stats()
+        assert client.get("/").data == b"data: one\n\ndata: two\n\n"
+        wait_until(lambda: sse.stats()["streams"] == before["streams"])
+        assert [sse.stats()[name] - before[name] for name in ("events_sent", "bytes_sent")] == [2, 22]
+
+    @pytest.mark.parametrize("keepalive", [15, 3600])
     def test_stuck_after_its_end(
-        self, app: Flask, sse: SSE, client: FlaskClient, sse_clock: FakeClock, caplog: pytest.LogCaptureFixture
+        self,
+        app: Flask,
+        sse: SSE,
+        client: FlaskClient,
+        sse_clock: FakeClock,
+        caplog: pytest.LogCaptureFixture,
+        keepalive: float,
     ) -> None:
         """A stream that ended by itself, but whose app's teardown function hangs, is reported as any producer that still runs."""
         go_on = threading.Event()
@@ -940,13 +961,14 @@ class TestInstalling:
             # The view's own teardown comes first.
             assert len(torn_down) < 2 or go_on.wait(20)
 
-        app.get("/")(sse.stream(two))
+        app.get("/")(sse.stream(keepalive=keepalive)(two))
         before = sse.stats()
         assert client.get("/").data == TWO
         wait_until(lambda: len(torn_down) == 2)
         try:
-            sse_clock.advance(15)
-            sse_clock.advance(15)
+            sse_clock.advance(9)
+            assert sse.stats()["streams_stuck"] == before["streams_stuck"]
+            sse_clock.advance(2)
             wait_until(lambda: sse.stats()["streams_stuck"] == before["streams_stuck"] + 1)
             assert "the generator of the stream at / still runs after its stream ended (completed)" in caplog.text
         finally:

@@ -16,18 +16,20 @@ from typing import Any, ClassVar
 import gevent
 import gevent.event
 import gevent.hub
+import gevent.socket
 import pytest
 from gunicorn.config import Config
 
-from sseflask import current_stream
+from sseflask import StreamClosed, current_stream
 from sseflask.config import Settings, StreamOptions
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
+from sseflask.state import CloseReason, StreamState
 from sseflask.stream import BURST_EVENTS, BURST_SECONDS, Stream
 from sseflask.worker import poller
 from sseflask.worker.collector import GROWTH, Collector
 from sseflask.worker.entrance import TURN_SECONDS, Entrance
-from sseflask.worker.handover import GreenletRunner, Turn
+from sseflask.worker.handover import GreenletRunner, Handover, StreamApplication, Turn
 from sseflask.worker.poller import Poller
 from sseflask.worker.sink import HELD_BYTES, SocketSink
 from sseflask.worker.worker import look_up_once
@@ -441,63 +443,174 @@ class TestBurst:
         in_a_hub(leave)
 
 
+class Keeper:
+    """Keeps one stream, and what it is told of it.
+
+    Attributes:
+        due: When the stream was due each time that it said it may be due earlier.
+        stuck: Where its producer was each time that it was stuck.
+    """
+
+    def __init__(self) -> None:
+        self.due: list[float | None] = []
+        self.stuck: list[str] = []
+
+    def schedule(self, stream: Stream) -> None:
+        """It may be due earlier."""
+        self.due.append(stream.due())
+
+    def flush_at(self, stream: Stream, due: float) -> None:
+        """Nothing waits here."""
+
+    def stream_closed(self, stream: Stream, callbacks: list[Callable[[], object]]) -> None:
+        """Nobody counts it."""
+
+    def count(self, what: str, by: int = 1) -> None:
+        """Nobody counts."""
+
+    def report_stuck(self, stream: Stream, stack: str) -> None:
+        """Its producer still runs."""
+        self.stuck.append(stack)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Waits until it is so, letting greenlets run."""
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        gevent.sleep(0.001)
+
+
 class TestEnd:
     """How a stream's connection ends."""
 
-    def test_one_packet(self) -> None:
-        """The end of the body and that of the connection come in one packet, with the last events."""
+    @pytest.mark.parametrize("last", [b"", b"data: last\n\n"])
+    def test_one_packet(self, last: bytes) -> None:
+        """The last events, the end of the body and that of the connection come in one packet."""
 
         def end() -> None:
-            go_on = gevent.event.Event()
-
             def generate() -> Iterator[int]:
                 yield 1
-                go_on.wait()
+                gevent.sleep(20)
 
             client = Client(generate())
             assert client.chunks(until=b"data: 1\n\n\r\n") == ["data: 1\n\n"]
             before = client.packets()
-            go_on.set()
-            assert client.chunks() == ["data: 1\n\n"]
-            until = time.monotonic() + 20
-            while not client.is_at_end() and time.monotonic() < until:
-                gevent.sleep(0.001)
-            assert client.is_at_end()
+            client.stream.end(CloseReason.SHUTDOWN, last, StreamClosed(CloseReason.SHUTDOWN))
+            assert "".join(client.chunks()) == "data: 1\n\n" + last.decode()
+            wait_for(client.is_at_end)
             assert client.packets() == before + 1
             client.close()
 
         in_a_hub(end)
 
+    @pytest.mark.parametrize("is_stuck", [False, True])
+    def test_unread(self, is_stuck: bool) -> None:
+        """A client that doesn't read the end has its time, and is cut; that isn't a generator that still runs."""
+
+        def leave_it() -> None:
+            ended: list[bool] = []
+            go_on = gevent.event.Event()
+
+            def generate() -> Iterator[int]:
+                try:
+                    yield 1
+                    gevent.sleep(20)
+                finally:
+                    if is_stuck:
+                        go_on.wait()
+                    ended.append(True)
+
+            client, keeper = Client(generate(), bufsize=65536), Keeper()
+            client.stream.keep_with(keeper)
+            client.chunks(until=b"data: 1\n\n\r\n")
+            last = b"data: %b\n\n" % (b"x" * 20_000_000)
+            client.stream.end(CloseReason.SHUTDOWN, last, StreamClosed(CloseReason.SHUTDOWN))
+            if not is_stuck:
+                wait_for(lambda: ended)
+            now = time.monotonic()
+            client.stream.tick(now + 11)
+            assert len(keeper.stuck) == is_stuck
+            assert client.stream.state is StreamState.DRAINING
+            client.stream.tick(now + client.stream.send_timeout + 1)
+            go_on.set()
+            wait_for(lambda: client.stream.state is StreamState.CLOSED)
+            client.close()
+
+        in_a_hub(leave_it)
+
+    def test_taken_over_while_full(self) -> None:
+        """A client that doesn't take what there was when its socket was taken over is watched from there on."""
+
+        class Opened:
+            """A response of gunicorn's that has started."""
+
+            def __init__(self, sock: Any) -> None:
+                self.sock = sock
+                self.chunked = True
+
+            def send_headers(self) -> None:
+                self.sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+        def take() -> None:
+            theirs, ours = gevent.socket.socketpair()
+            settings = Settings()
+            handoff, keeper, options = Handoff(), Keeper(), StreamOptions(keepalive=3600).resolved(settings)
+            stream = Stream(handoff, options, settings, app=None, path="/large", last_event_id=None)
+            handoff.bind(b"", stream.resume, stream.sink_ended)
+            stream.keep_with(keeper)
+            stream.open()
+            handoff.write(b"data: %b\n\n" % (b"x" * 20_000_000))
+            application: Any = StreamApplication(lambda environ, start: [], Poller())
+            response: Any = Opened(ours)
+            handover = Handover(application, response)
+            handover._agreed = True
+            assert handover.take(stream, handoff)
+            assert stream.sink.blocked_since is not None
+            assert keeper.due[-1] == stream.sink.blocked_since + settings.send_timeout
+            stream.sink.abort()
+            theirs.close()
+
+        in_a_hub(take)
+
     def test_lingering(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A socket whose client doesn't hang up is closed when its time is over, not before, whatever the others do."""
+        """A socket whose client doesn't hang up is closed when its time is over, not before, whatever becomes of the others."""
         monkeypatch.setattr(poller, "LINGER_SECONDS", 0.3)
 
         def linger() -> None:
-            own, pairs, ends, others = Poller(), [], {}, _socket.socketpair()
-            for number in range(3):
-                ours, theirs = _socket.socketpair()
+            own, ends, closed = Poller(), list[float](), dict[int, float]()
+            pairs = [_socket.socketpair() for _ in range(4)]
+            others = _socket.socketpair()
+
+            def look() -> None:
+                while len(closed) < len(pairs):
+                    for number, (ours, _) in enumerate(pairs):
+                        if ours.fileno() < 0:
+                            closed.setdefault(number, time.monotonic())
+                    gevent.sleep(0.001)
+
+            looking = gevent.spawn(look)
+            for ours, theirs in pairs:
                 ours.setblocking(False)
                 theirs.setblocking(False)
-                pairs.append((ours, theirs))
                 own.add(ours.fileno(), Unpolled())
-                ends[number] = time.monotonic() + 0.3
+                ends.append(time.monotonic() + 0.3)
                 own.linger(ours.fileno(), ours)
-                gevent.sleep(0.1)
-            # The second hangs up, and its number becomes that of another socket.
+                gevent.sleep(0.05)
+            # The second hangs up, and its number becomes that of another socket; the third fails.
             fd = pairs[1][0].fileno()
             pairs[1][1].close()
-            until = time.monotonic() + 20
-            while pairs[1][0].fileno() >= 0 and time.monotonic() < until:
-                gevent.sleep(0.001)
+            wait_for(lambda: 1 in closed)
             os.dup2(others[0].fileno(), fd)
-            for number in (0, 2):
-                while pairs[number][0].fileno() >= 0 and time.monotonic() < until:
-                    gevent.sleep(0.001)
-                assert ends[number] <= time.monotonic() < until
-            assert len(own) == 0
-            os.fstat(fd)
+            own.add(fd, Unpolled())
+            own._epoll.unregister(pairs[2][0].fileno())
+            looking.get(timeout=20)
+            assert closed[1] < ends[1]
+            assert all(closed[number] >= ends[number] for number in (0, 2, 3))
+            assert list(own._polled) == [fd]
+            own.remove(fd)
             os.close(fd)
-            for sock in (*others, pairs[0][1], pairs[2][1]):
+            for sock in (*others, *(theirs for _, theirs in pairs)):
                 sock.close()
 
         in_a_hub(linger)

@@ -207,6 +207,8 @@ class Handover:
         sink.begin(head.data, held)
         if is_all:
             sink.finish(b"")
+        if sink.blocked_since is not None:
+            stream.is_blocked()
         stream.resume()
         return True
 

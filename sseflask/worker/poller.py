@@ -79,10 +79,10 @@ class Poller:
     def linger(self, fd: int, sock: _socket.socket) -> None:
         """Reads a socket, whose writing side was shut down, until its client closes it or the bounds are reached, and closes it."""
         self._polled[fd] = lingering = Lingering(self, fd, sock)
-        self._epoll.modify(fd, EPOLLIN | EPOLLRDHUP)
         self._lingering.append(lingering)
         if self._timer is None:
             self._wait_for(lingering)
+        self._epoll.modify(fd, EPOLLIN | EPOLLRDHUP)
 
     def remove(self, fd: int) -> None:
         """Forgets a socket, which is about to be closed."""
@@ -98,11 +98,16 @@ class Poller:
         """Closes those whose time is over; most have been closed by their clients."""
         self._timer.close()
         self._timer = None
+        if os.getpid() != self.pid:
+            # A child that a generator has forked: they are its parent's, and so is the epoll set.
+            return
         now = time.monotonic()
-        while self._lingering and (self._lingering[0].until <= now or self._lingering[0].is_closed):
-            self._lingering.popleft().close()
-        if self._lingering:
-            self._wait_for(self._lingering[0])
+        try:
+            while self._lingering and (self._lingering[0].until <= now or self._lingering[0].is_closed):
+                self._lingering.popleft().close()
+        finally:
+            if self._lingering:
+                self._wait_for(self._lingering[0])
 
     def _ready(self) -> None:
         # What is left is told again in the loop's next turn.
@@ -156,5 +161,7 @@ class Lingering:
         """Closes it. A second call does nothing: by then its number may be another socket's."""
         if not self.is_closed:
             self.is_closed = True
-            self._poller.remove(self._fd)
-            self._sock.close()
+            try:
+                self._poller.remove(self._fd)
+            finally:
+                self._sock.close()
