@@ -232,6 +232,8 @@ class TestEnds:
         assert "finally sleeping kept" not in auto.log()
         again.hang_up()
         auto.wait_for_log(r"^finally sleeping kept abandoned$", PATIENCE)
+        # Its end is told after its `finally`.
+        wait_until(lambda: stats(auto, here)["detached"] == 0, PATIENCE)
         gone = resumed(auto, kept, None, path)
         gone.read_until_closed()
         assert [event.event for event in gone.arrived] == ["stream-reset", "stream-end"]

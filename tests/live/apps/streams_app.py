@@ -99,6 +99,14 @@ def kept_alive() -> Iterator[Any]:
         time.sleep(HOUR)
 
 
+@sse.stream(keepalive=3.0)
+def kept_alive_in_seconds() -> Iterator[Any]:
+    """As `kept_alive`, with an interval that is many turns of the timer."""
+    with watching(name_of_run()):
+        yield "open"
+        time.sleep(HOUR)
+
+
 @sse.stream
 def mute() -> Iterator[Any]:
     """Never yields anything."""
@@ -327,6 +335,7 @@ VIEWS: Final[Mapping[str, Callable[..., Any]]] = {
     "/late": late,
     "/silent": silent,
     "/kept-alive": kept_alive,
+    "/kept-alive-in-seconds": kept_alive_in_seconds,
     "/mute": mute,
     "/flood": flood,
     "/burst": burst,
