@@ -113,9 +113,7 @@ class GeneratorContext:
             raise
         finally:
             self._tear_down(error)
-            # The contexts know the variables that bind them: without this they would wait for the garbage collector.
-            for variable in contextvars.copy_context():
-                variable.set(None)
+            _unbind()
 
     def answer(self, error: Exception) -> Response:
         """What the app's error handlers make of an error; called in this context.
@@ -187,8 +185,7 @@ class TaskContext:
             call_teardown(
                 self.app, lambda exc: appcontext_tearing_down.send(self.app, _async_wrapper=self.app.ensure_sync, exc=exc), error
             )
-            for variable in contextvars.copy_context():
-                variable.set(None)
+            _unbind()
 
     def answer(self, error: Exception) -> Response:
         """Raises the error: nobody waits for a response.
@@ -225,6 +222,26 @@ def _context_variables() -> list[tuple[contextvars.ContextVar[Any], Any]]:
         for variable, value in contextvars.copy_context().items()
         if not isinstance(value, AppContext | RequestContext)
     ]
+
+
+def _unbind() -> None:
+    """Takes Flask's contexts out of their variables, as they were before: those variables know them, and they know the variables.
+
+    Without this they would wait for the garbage collector. What else is set is others', and stays: who reads it after the end, the
+    decimal module for one, wants no other value of ours.
+    """
+    while bound := [
+        (variable, value)
+        for variable, value in contextvars.copy_context().items()
+        if isinstance(value, AppContext | RequestContext)
+    ]:
+        for variable, value in bound:
+            try:
+                token = value._cv_tokens.pop()
+                variable.reset(token[0] if isinstance(token, tuple) else token)
+            except (IndexError, ValueError, RuntimeError):
+                # It was bound elsewhere, or by hand.
+                variable.set(None)
 
 
 def _may_have_body(environ: dict[str, Any]) -> bool:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextvars
-from typing import Final
-
 from werkzeug.local import LocalProxy
 
 from .errors import NoActiveStream
-from .stream import Stream
-
-#: The stream whose generator runs here.
-active: Final[contextvars.ContextVar[Stream]] = contextvars.ContextVar("sseflask.active_stream")
+from .stream import Stream, active
 
 
 def active_stream() -> Stream:

@@ -16,14 +16,13 @@ from .brokers import Broker
 from .brokers.tasks import Lease, TaskChange, TaskState
 from .channel import checked_event
 from .config import Settings, StreamOptions
-from .current import active
 from .emitter import RESERVED
 from .errors import BrokerUnavailable, InvalidEvent, StreamClosed, StreamError, TaskEnded
 from .event import ServerSentEvent, to_event
 from .response import request_id
 from .ring import Frames
 from .state import CloseReason
-from .stream import Stream
+from .stream import Stream, active
 
 log = logging.getLogger("sseflask.tasks")
 

@@ -107,6 +107,9 @@ class Handoff:
             if last:
                 self._pending.append(last)
             self._finished = True
+            if self.blocked_since is None:
+                # Until the server asks for what follows the last bytes, nobody knows that it has sent them.
+                self.blocked_since = time.monotonic()
             self._notify()
 
     def abort(self) -> None:
@@ -199,7 +202,7 @@ class Handoff:
         self.prelude = b""
         self._pending = []
         self._size = 0
-        self.blocked_since = None
+        self.blocked_since = time.monotonic() if self._finished and data else None
         self._notify()
         return data
 

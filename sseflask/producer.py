@@ -16,11 +16,10 @@ from typing import Any, Final, Protocol
 from flask import Response
 
 from .context import GeneratorContext, TaskContext
-from .current import active
-from .errors import InvalidEvent, NoActiveStream, StreamClosed, StreamError
+from .errors import BrokerUnavailable, NoActiveStream, StreamClosed
 from .handoff import Failure, Handoff
 from .state import CloseReason
-from .stream import Stream
+from .stream import Stream, active
 
 log = logging.getLogger("sseflask.stream")
 
@@ -33,6 +32,10 @@ class Runner(Protocol):
 
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Raises what `producer.take_interruption()` gives where the generator waits, if that can be done."""
+
+    def is_here(self) -> bool:
+        """Whether the caller is that greenlet or thread."""
+        ...
 
     def give_way(self, stream: Stream) -> bool:
         """Lets others run, if its stream's generator has run for long when it was last written to. Returns whether it did."""
@@ -60,6 +63,10 @@ class ThreadRunner:
 
     def interrupt(self, producer: GeneratorProducer) -> None:
         """Does nothing."""
+
+    def is_here(self) -> bool:
+        """Whether the caller is the thread."""
+        return self._thread.ident == threading.get_ident()
 
     def give_way(self, stream: Stream) -> bool:
         """Does nothing: threads take turns by themselves."""
@@ -111,7 +118,19 @@ class GeneratorProducer:
             self._before_first = lambda: context.save_session(response)
         if not self.stream.start(self):
             return False
-        runner.start(self)
+        try:
+            runner.start(self)
+        except BaseException as error:
+            # There are no more threads, perhaps. For its stream it has begun, and ends now.
+            self._context = self._before_first = None
+            self.discard()
+            if self._handoff is None:
+                self.stream.fail(error)
+            else:
+                # The error becomes the response.
+                self.stream.end(CloseReason.ERROR)
+            self.stream.producer_ended()
+            raise
         return True
 
     def discard(self) -> None:
@@ -127,6 +146,10 @@ class GeneratorProducer:
         """It waits in its own greenlet. Once a worker has taken the socket over, no error can become a response any more."""
         if self.stream.sink is not self._handoff:
             self._handoff = None
+
+    def is_here(self) -> bool:
+        """Whether the generator's own greenlet or thread calls this."""
+        return self._runner is not None and self._runner.is_here()
 
     def take_interruption(self) -> StreamClosed | None:
         """What is to be raised in the generator now; None unless it is running and that hasn't been raised."""
@@ -194,20 +217,24 @@ class GeneratorProducer:
                     item = _throw(iterator, raised)
             except StopIteration as stop:
                 return stop.value
+            if self._before_first is not None and not stream.closed:
+                # It knows the response, which nothing here may keep.
+                before_first, self._before_first = self._before_first, None
+                before_first()
             try:
                 if stream.closed:
                     stream.raise_interruption()
                     # It goes on all the same: dropped, without taking the processor from others.
                     time.sleep(DROP_SECONDS)
                     continue
-                if self._before_first is not None:
-                    # It knows the response, which nothing here may keep.
-                    self._before_first()
-                    self._before_first = None
                 stream.put(item, joins=True)
                 if runner.give_way(stream):
                     stream.goes_on()
-            except (StreamClosed, InvalidEvent, StreamError) as error:
+            except BrokerUnavailable:
+                # An event is lost, and none may follow it.
+                raise
+            except BaseException as error:
+                # Also what others raise in its greenlet: a time-out of the generator's own that passes while its client doesn't read.
                 problem = error
 
     def _failed(self, error: BaseException) -> None:

@@ -215,15 +215,14 @@ class FirstViewer:
             return False
         try:
             # Only now: a record of what never begins would keep its key.
-            is_new = tasks.create(run, {"kind": "run", "match": self._watch.match, "ends_channel": True})
-        except BrokerUnavailable:
+            if tasks.create(run, {"kind": "run", "match": self._watch.match, "ends_channel": True}):
+                tasks.begin(run, lambda: self._producer.start(runner, response))
+            else:
+                # The same request, sent twice at a time: the other one was first.
+                self.discard()
+        except BaseException:
             watching.interrupt()
             raise
-        if is_new:
-            tasks.begin(run, lambda: self._producer.start(runner, response))
-        else:
-            # The same request, sent twice at a time: the other one was first.
-            self.discard()
         return True
 
     def discard(self) -> None:

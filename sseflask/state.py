@@ -131,6 +131,10 @@ class Producer(Protocol):
     def resume(self) -> None:
         """The sink takes bytes again, or it is another one."""
 
+    def is_here(self) -> bool:
+        """Whether the caller is the producer's own greenlet or thread."""
+        ...
+
     def stack(self) -> str:
         """Where the producer is, as lines of a traceback."""
         ...

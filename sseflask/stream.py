@@ -5,6 +5,7 @@ Keepalives, deadlines, ages, limits and counters belong to the stream and are th
 
 from __future__ import annotations
 
+import contextvars
 import datetime
 import logging
 import math
@@ -47,6 +48,10 @@ FLUSH_SECONDS: Final = 0.05
 _KEEPALIVE: Final = Frames(KEEPALIVE)
 #: What streams add their counters to that nobody has admitted.
 _NOBODYS: Final = Total()
+
+
+#: The stream whose generator runs here, or somebody works for it who has taken over its context variables.
+active: Final[contextvars.ContextVar[Stream]] = contextvars.ContextVar("sseflask.active_stream")
 
 
 def is_final_id(event_id: str | None) -> bool:
@@ -216,7 +221,8 @@ class Stream:
         Raises:
             InvalidEvent: The event can't be written.
             EventTooLarge: The event has more bytes than `SSE_MAX_EVENT_BYTES`.
-            StreamClosed: The stream has ended; raised once, later events are dropped.
+            StreamClosed: The stream has ended; raised once, later events are dropped. In other greenlets or threads that work for
+                the generator, with its context variables, it is raised each time.
             StreamError: The events of a resumable stream, or of one that `negotiate` collects, have more than `SSE_RUN_BYTES`.
             BrokerUnavailable: In a task or a resumable stream: the broker could not be reached for `SSE_PRODUCER_LEASE`, 50 s at
                 the most.
@@ -233,7 +239,7 @@ class Stream:
             Whether it was put off; False when the stream has no time-out, `seconds` isn't in those bounds, or it has ended.
 
         Raises:
-            StreamClosed: The stream has ended; raised once.
+            StreamClosed: The stream has ended; raised as by `send`.
         """
         if self.closed:
             self.raise_interruption()
@@ -359,26 +365,26 @@ class Stream:
                 log.exception("the result of the stream at %s can't be sent", self.quoted_path, extra=self.log_extra)
                 self.fail(error)
                 return
-        self.end(CloseReason.COMPLETED, last)
+        self._end_by_itself(CloseReason.COMPLETED, last)
 
     def fail(self, error: BaseException) -> None:
         """Ends the stream because its generator raised; the client gets the error event.
 
         Args:
-            error: What it raised.
-
-        Raises:
-            InvalidEvent: It is a `StreamError` whose message can't be written.
+            error: What it raised; of a `StreamError` that can't be written the client gets what can.
         """
         try:
             last = self._error_frame(error)
-        except InvalidEvent:
-            if not isinstance(error, StreamError):
-                raise
-            text = "the details of the error of the stream at %s can't be sent: %r"
-            log.exception(text, self.quoted_path, error.details, extra=self.log_extra)
-            last = self._error_frame(error.without_details())
-        self.end(CloseReason.ERROR, last)
+        except InvalidEvent as problem:
+            details = error.details if isinstance(error, StreamError) else None
+            text = "the error of the stream at %s can't be sent with its details: %r"
+            log.exception(text, self.quoted_path, details, extra=self.log_extra)
+            try:
+                last = self._error_frame(error.without_details() if isinstance(error, StreamError) else problem)
+            except InvalidEvent:
+                # Its message can't be either.
+                last = self._error_frame(problem)
+        self._end_by_itself(CloseReason.ERROR, last)
 
     def take_interruption(self) -> StreamClosed | None:
         """What is to be raised in the producer because the stream has ended; None once it has been taken."""
@@ -387,13 +393,18 @@ class Stream:
         return interruption
 
     def raise_interruption(self) -> None:
-        """Raises what ended the stream, once.
+        """Raises what ended the stream: once in its producer's greenlet or thread, each time in others that work for it.
 
         Raises:
             StreamClosed: The stream has ended.
         """
-        if (interruption := self.take_interruption()) is not None:
-            raise interruption
+        producer = self._producer
+        if producer is not None and producer.is_here():
+            if (interruption := self.take_interruption()) is not None:
+                raise interruption
+        elif self.reason is not None and active.get(None) is self:
+            # The producer's own is for the producer alone, which waits perhaps, and would never learn of the end.
+            raise StreamTimeout(self._timeout or 0) if self.reason is CloseReason.TIMEOUT else StreamClosed(self.reason)
 
     def producer_ended(self) -> None:
         """The producer has ended, its contexts too."""
@@ -622,6 +633,14 @@ class Stream:
         """Tells a client to come back after a jittered time, so that not all do at once."""
         base = self._settings.retry if self._settings.retry is not None else 2000
         return retry_frame(int(base * random.uniform(0.5, 1.5)))
+
+    def _end_by_itself(self, reason: CloseReason, last: bytes) -> None:
+        """Ends it where its producer has; not while another thread is about to send text that was due."""
+        if self._coalescer is None:
+            self.end(reason, last)
+            return
+        with self._putting:
+            self.end(reason, last)
 
     def _take_waiting(self) -> bytes:
         """The text that waits, encoded."""

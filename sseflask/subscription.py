@@ -296,6 +296,10 @@ class Subscription:
             self._broker.tallies[channels[0]].delivered += self.stream.events_sent
         self.stream.producer_ended()
 
+    def is_here(self) -> bool:
+        """A subscription runs nowhere."""
+        return False
+
     def stack(self) -> str:
         """A subscription runs nowhere."""
         return "(a subscription)"

@@ -415,11 +415,16 @@ class Tasks:
         """Lets the work of a task begin; called where streams run. `start` says whether it has."""
         self._own[stream.task_id] = stream
         stream.on_close(lambda: self._forget(stream))
-        process.current().keep(stream)
-        self._keeper.hold(stream)
-        self._installed.control.listen()
-        if not start():
-            return False
+        try:
+            process.current().keep(stream)
+            self._keeper.hold(stream)
+            self._installed.control.listen()
+            if not start():
+                return False
+        except BaseException:
+            # Unless its producer has told its end: that is told when its lease has run out.
+            stream.discard(CloseReason.DISCARDED)
+            raise
         # From here on it is running, and others see that it lives; if not now, with the next renewal.
         with contextlib.suppress(BrokerUnavailable):
             self.broker.tasks.renew([stream.task_id])

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class Timer:
         self._chores: list[Chore] = []
         self._chores_at = 0.0
         self._warned = -WARNING_INTERVAL
+        self._pid = os.getpid()
 
     def schedule(self, stream: Stream) -> None:
         """Puts a stream where it is due, or takes it out if it is closed."""
@@ -132,7 +134,13 @@ class Timer:
             if self._thread is None:
                 thread = self._thread = threading.Thread(target=self._run, name="sseflask-timer", daemon=True)
         if thread is not None:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # There are no more threads, perhaps: the next stream that is scheduled tries again.
+                self._thread = None
+                log.exception("the timer can't begin: no keepalives, time-outs or ages until it can")
+                return
         if not self._wake.is_set():
             self._wake.set()
 
@@ -142,6 +150,9 @@ class Timer:
             # Not the clock of the streams: that one may be moved on by a test, and nothing would be late.
             before = time.perf_counter()
             time.sleep(TICK_SECONDS)
+            if os.getpid() != self._pid:
+                # A greenlet's copy in a child that was forked from here: the streams are its parent's.
+                return
             lag, now = time.perf_counter() - before - TICK_SECONDS, time.monotonic()
             self._measure(lag, now)
             self.turn(now)
@@ -199,6 +210,7 @@ class Flusher:
         self._due: list[tuple[float, int, Stream]] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
+        self._pid = os.getpid()
         self._thread: threading.Thread | None = None
 
     def flush_at(self, stream: Stream, due: float) -> None:
@@ -207,7 +219,11 @@ class Flusher:
             heapq.heappush(self._due, (due, next(self._numbers), stream))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="sseflask-flusher", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self._thread = None
+                    log.exception("what streams hold back can't be written in time: it waits for what comes next")
             elif self._due[0][2] is stream:
                 self._changed.notify()
 
@@ -217,6 +233,9 @@ class Flusher:
                 while (early := self._early()) is None or early > 0:
                     self._changed.wait(early)
                 _, _, stream = heapq.heappop(self._due)
+            if os.getpid() != self._pid:
+                # As the timer's.
+                return
             try:
                 stream.flush()
             except Exception:

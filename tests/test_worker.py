@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import contextvars
 import gc
 import os
 import re
@@ -20,13 +21,15 @@ import gevent.socket
 import pytest
 from gunicorn.config import Config
 
-from sseflask import StreamClosed, current_stream
+from sseflask import StreamClosed, StreamTimeout, current_stream
 from sseflask.config import Settings, StreamOptions
+from sseflask.emitter import Channel
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
 from sseflask.state import CloseReason, StreamState
 from sseflask.stream import BURST_EVENTS, BURST_SECONDS, Stream
 from sseflask.worker import poller
+from sseflask.worker.broadcaster import Broadcaster
 from sseflask.worker.collector import GROWTH, Collector
 from sseflask.worker.entrance import TURN_SECONDS, Entrance
 from sseflask.worker.handover import GreenletRunner, Handover, StreamApplication, Turn
@@ -539,6 +542,125 @@ class TestEnd:
 
         in_a_hub(leave_it)
 
+    def test_last_bytes_wait(self) -> None:
+        """Last bytes that don't fit where a client goes on reading wait for it like all others: it gets the whole response."""
+
+        class Rest:
+            """A producer that ends its stream when its client reads again, with more than fits."""
+
+            def __init__(self, stream: Stream) -> None:
+                self._stream = stream
+
+            def resume(self) -> None:
+                self._stream.sink.write(rest)
+                self._stream.end(CloseReason.COMPLETED, b"event: stream-end\n\n")
+                self._stream.producer_ended()
+
+            def interrupt(self) -> None:
+                pass
+
+            def is_here(self) -> bool:
+                return False
+
+            def stack(self) -> str:
+                return ""
+
+        def read_late() -> None:
+            theirs, ours = _socket.socketpair()
+            for sock in (theirs, ours):
+                sock.setblocking(False)
+            settings = Settings()
+            stream = Stream(Handoff(), StreamOptions().resolved(settings), settings, app=None, path="/rest", last_event_id=None)
+            stream.attach(SocketSink(Poller(), ours, stream, chunked=True))
+            stream.open()
+            assert stream.start(Rest(stream))
+            assert not stream.sink.write(first)
+            read, until = b"", time.monotonic() + 20
+            while time.monotonic() < until:
+                try:
+                    data = theirs.recv(1 << 16)
+                except BlockingIOError:
+                    gevent.sleep(0.001)
+                    continue
+                if not data:
+                    break
+                read += data
+            assert read.count(b"x") == len(first) + len(rest) - 2 * len(b"data: \n\n")
+            assert read.endswith(b"event: stream-end\n\n\r\n0\r\n\r\n")
+            theirs.close()
+            wait_for(lambda: stream.state is StreamState.CLOSED)
+
+        first, rest = (b"data: %b\n\n" % (b"x" * size) for size in (1_000_000, 3_000_000))
+        in_a_hub(read_late)
+
+    @pytest.mark.parametrize("is_timeout", [False, True])
+    def test_helper_sends_first(self, is_timeout: bool) -> None:
+        """A greenlet that sends for a generator that waits doesn't take its end from it: both learn of it."""
+
+        def end() -> None:
+            told: list[str] = []
+
+            def help_it() -> None:
+                began.set()
+                go_on.wait()
+                for _ in range(2):
+                    try:
+                        current_stream.send("late")
+                    except StreamClosed as closed:
+                        told.append(f"helper {type(closed).__name__} {closed.reason}")
+
+            def generate() -> Iterator[str]:
+                yield "first"
+                gevent.spawn(contextvars.copy_context().run, help_it)
+                try:
+                    gevent.event.Event().wait()
+                except StreamClosed as closed:
+                    told.append(f"generator {type(closed).__name__} {closed.reason}")
+                    # Raised once: what it sends from here on is dropped.
+                    current_stream.send("dropped")
+                    raise
+
+            began, go_on = gevent.event.Event(), gevent.event.Event()
+            client = Client(generate())
+            began.wait()
+            reason, error = CloseReason.SHUTDOWN, StreamClosed(CloseReason.SHUTDOWN)
+            if is_timeout:
+                reason, error = CloseReason.TIMEOUT, StreamTimeout(5)
+            # In the hub's line the helper stands before the generator.
+            go_on.set()
+            client.stream.end(reason, interruption=error)
+            wait_for(lambda: len(told) == 3)
+            name = type(error).__name__
+            assert told == [f"helper {name} {reason}"] * 2 + [f"generator {name} {reason}"]
+            wait_for(lambda: client.stream.state is not StreamState.LIVE and client.stream.producer is None)
+            assert "".join(client.chunks()) == "data: first\n\n"
+            client.close()
+
+        in_a_hub(end)
+
+    def test_own_timeout_while_it_waits(self) -> None:
+        """A time-out of the generator's own that passes while its client doesn't read is raised at its `yield`."""
+
+        def wait() -> None:
+            told: list[str] = []
+
+            def generate() -> Iterator[str]:
+                try:
+                    with gevent.Timeout(0.05):
+                        while True:
+                            yield "x" * 1_000_000
+                except gevent.Timeout:
+                    told.append("time-out")
+                yield "last"
+
+            client = Client(generate(), bufsize=65536)
+            wait_for(lambda: told)
+            assert client.chunks()[-1] == "data: last\n\n"
+            assert client.stream.reason == "completed"
+            client.close()
+
+        in_a_hub(wait)
+
     def test_taken_over_while_full(self) -> None:
         """A client that doesn't take what there was when its socket was taken over is watched from there on."""
 
@@ -614,6 +736,88 @@ class TestEnd:
                 sock.close()
 
         in_a_hub(linger)
+
+
+class Pumped:
+    """Counts how often it was pumped, in a file that a child shares."""
+
+    delivered = 0
+    log_extra: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, after: Callable[[], object] = lambda: None) -> None:
+        self._read, self._write = os.pipe()
+        self._after = after
+
+    def pump(self, now: float) -> bool:
+        """Sends one event."""
+        os.write(self._write, b"x")
+        self._after()
+        return False
+
+    def is_behind(self, seq: int, since: float) -> bool:
+        """It has all."""
+        return False
+
+    def begin_anew(self, epoch: str) -> None:
+        """Nothing is replaced."""
+
+    def count(self) -> int:
+        """How often."""
+        os.close(self._write)
+        with os.fdopen(self._read, "rb") as file:
+            return len(file.read())
+
+
+class TestBroadcaster:
+    """What lets the streams of a channel send."""
+
+    def test_forked_child(self) -> None:
+        """A child that is forked right after an event was published doesn't send it again, though its copy of the hub runs."""
+
+        def fork() -> None:
+            broadcaster, channel, pumped = Broadcaster(), Channel("news"), Pumped()
+            channel.subscribers[pumped] = None
+            gevent.sleep(0)
+            broadcaster.wake(channel)
+            with warnings.catch_warnings():
+                # This process has threads, as pytest's have.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if child == 0:
+                try:
+                    gevent.reinit()
+                    gevent.sleep(0.05)
+                finally:
+                    os._exit(0)
+            os.waitpid(child, 0)
+            gevent.sleep(0.05)
+            assert pumped.count() == 1
+
+        in_a_hub(fork)
+
+    def test_calls_while_channels_are_due(self) -> None:
+        """What another native thread wants to be called is called, though there is always something to send."""
+
+        def publish_on() -> None:
+            broadcaster, channel, called = Broadcaster(), Channel("news"), list[int]()
+            turns = 0
+
+            def publish_again() -> None:
+                nonlocal turns
+                turns += 1
+                if not called and turns < 100_000:
+                    broadcaster.wake(channel)
+
+            channel.subscribers[Pumped(publish_again)] = None
+            broadcaster.wake(channel)
+            wait_for(lambda: turns > 10)
+            asking = threading.Thread(target=broadcaster.call, args=(lambda: called.append(turns),))
+            asking.start()
+            wait_for(lambda: called)
+            asking.join()
+            assert called[0] < 100_000
+
+        in_a_hub(publish_on)
 
 
 class TestCollector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -34,6 +35,7 @@ class Broadcaster:
 
     def __init__(self) -> None:
         hub = gevent.get_hub()
+        self._pid = os.getpid()
         self.latency = Latency()
         self._hub = hub
         self._home = native.thread_id()
@@ -106,17 +108,29 @@ class Broadcaster:
         elif now - self._since > REST_SECONDS:
             gevent.sleep(TURN_SECONDS)
 
+    def _is_copy(self) -> bool:
+        """Whether this is a copy in a child that was forked from here: what waits is its parent's to send."""
+        return os.getpid() != self._pid
+
+    def _spawn_calls(self) -> None:
+        while self._calls:
+            gevent.spawn_raw(self._calls.popleft())
+
     def _run(self) -> None:
         # As `gevent.sleep`, which makes a timer each time, and more.
         timer, switch, to_hub = self._hub.loop.timer(TURN_SECONDS), self._greenlet.switch, self._hub.switch
         while True:
             self._called.wait()
+            if self._is_copy():
+                return
             self._called.clear()
-            while self._calls:
-                gevent.spawn_raw(self._calls.popleft())
+            self._spawn_calls()
             self._is_sending = True
             since = time.monotonic()
             while self._due or self._behind:
+                if self._calls:
+                    # Channels may be due for as long as somebody publishes.
+                    self._spawn_calls()
                 subscribers, self._behind = list(self._behind), collections.deque()
                 if self._due:
                     channel = self._due.popleft()
@@ -134,6 +148,8 @@ class Broadcaster:
                         # A whole turn of the loop: sleep(0) would come back up to 50 times before sockets and timers have theirs.
                         timer.start(switch)
                         to_hub()
+                        if self._is_copy():
+                            return
                         since = time.monotonic()
                 if self.latency.taken:
                     self.latency.written(time.monotonic())

@@ -92,6 +92,10 @@ class GreenletRunner:
         finally:
             self._opener = None
 
+    def is_here(self) -> bool:
+        """Whether the caller is the greenlet."""
+        return greenlet.getcurrent() is self._greenlet
+
     def give_way(self, stream: Stream) -> bool:
         """Lets others run after the first event, and when generators, this one too, have had their slice of the turn."""
         turn, now, is_first = self._turn, stream.last_write, self._iteration < 0

@@ -110,6 +110,10 @@ class Poller:
                 self._wait_for(self._lingering[0])
 
     def _ready(self) -> None:
+        if os.getpid() != self.pid:
+            # As in `_give_up`.
+            self._watcher.stop()
+            return
         # What is left is told again in the loop's next turn.
         for fd, events in self._epoll.poll(0, EVENTS_PER_TURN):
             polled = self._polled.get(fd)

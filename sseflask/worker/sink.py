@@ -154,7 +154,8 @@ class SocketSink:
                 self._limit_silence(1.0)
                 self._poller.watch_writable(self._fd, on=False)
                 self._wake()
-                if self._finishing:
+                if self._finishing and not self._pending:
+                    # Else what woke has written its last bytes, which wait in their turn.
                     self._shut_down()
 
     def _take_held(self) -> bytes:

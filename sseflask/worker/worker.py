@@ -6,6 +6,7 @@ import gc
 import logging
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -65,6 +66,8 @@ class StreamWorker(GeventWorker):
         self._servers: list[Server] = []
         self.server_class: Any = self._make_server  # type: ignore[misc]
         self._is_quitting = False
+        # Greenlets that call the callbacks of streams that have ended.
+        self._calling = 0
         self._directory: Path | None = None
         self._no_directory = ""
         try:
@@ -97,7 +100,7 @@ class StreamWorker(GeventWorker):
         here.workers = self.cfg.workers
         here.directory = self._directory
         # A hang-up is noticed in the hub itself, where nothing may wait.
-        here.run = lambda callbacks: gevent.spawn_raw(call_all, callbacks)
+        here.run = self._call_soon
         super().load_wsgi()
         self._drain_seconds = max((settings.drain_seconds for settings in config.in_use), default=config.Settings().drain_seconds)
         if self._drain_seconds >= self.cfg.graceful_timeout:
@@ -205,6 +208,17 @@ class StreamWorker(GeventWorker):
                 )
             gevent.sleep(NUMBERS_SECONDS)
 
+    def _call_soon(self, callbacks: list[Callable[[], object]]) -> None:
+        """Calls the callbacks of a stream that has ended in a greenlet of their own; the worker waits for it when it leaves."""
+        self._calling += 1
+        gevent.spawn_raw(self._call, callbacks)
+
+    def _call(self, callbacks: list[Callable[[], object]]) -> None:
+        try:
+            call_all(callbacks)
+        finally:
+            self._calling -= 1
+
     def _end_work(self, began: float) -> None:
         """Lets tasks and resumable runs go on for a while, ends what is left, and tells the end of what doesn't end then."""
         detached = process.current().detached
@@ -218,7 +232,7 @@ class StreamWorker(GeventWorker):
         here = process.current()
         streams, detached = here.streams, here.detached
         lingers_until = began + self._drain_seconds + LINGER_SECONDS
-        while streams or detached or (len(self._poller) and time.monotonic() < lingers_until):
+        while streams or detached or self._calling or (len(self._poller) and time.monotonic() < lingers_until):
             if time.monotonic() >= began + self.cfg.graceful_timeout:
                 break
             self.notify()
@@ -226,6 +240,9 @@ class StreamWorker(GeventWorker):
         if streams:
             text = "the worker leaves with %d streams whose generators didn't end in time (pid:%s)"
             log.warning(text, len(streams), self.pid, extra={"sse_streams": len(streams)})
+        if self._calling:
+            text = "the worker leaves while what was to be called at the end of %d streams still runs (pid:%s)"
+            log.warning(text, self._calling, self.pid, extra={"sse_streams": self._calling})
 
 
 def look_up_once(cfg: Any) -> None:
