@@ -237,7 +237,7 @@ def _unbind() -> None:
     ]:
         for variable, value in bound:
             try:
-                token = value._cv_tokens.pop()
+                token = value._cv_tokens.pop()  # noqa: SLF001
                 variable.reset(token[0] if isinstance(token, tuple) else token)
             except (IndexError, ValueError, RuntimeError):
                 # It was bound elsewhere, or by hand.

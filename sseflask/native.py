@@ -7,6 +7,7 @@ its own thread holds one.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import os
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from gc import disable, enable, isenabled
-from typing import Any
+from typing import Any, Final
 
 
 # The same before patching and after it, so it is looked up once.
@@ -30,6 +31,45 @@ def is_patched() -> bool:
     """Whether gevent has made greenlets of this process's threads."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+#: One for each lock that is held, by any native thread. A deque changes in one step, whatever other threads do meanwhile.
+holding: Final[collections.deque[None]] = collections.deque()
+hold: Final = holding.append
+let_go: Final = holding.pop
+#: Not empty: who turned the collector off found others holding locks when it let go; the last of them turns it on.
+handed_on: Final[collections.deque[None]] = collections.deque()
+
+
+def let_collect(is_mine: bool) -> None:
+    """Turns the garbage collector on, or leaves that to who still holds a lock; called after letting go.
+
+    Args:
+        is_mine: Whether the caller turned it off.
+    """
+    if is_mine:
+        if not holding and not handed_on:
+            # Nearly always.
+            enable()
+            return
+        handed_on.append(None)
+    while handed_on and not holding:
+        handed_on.clear()
+        if not holding:
+            enable()
+        else:
+            # Somebody else has begun just now, and let go, perhaps.
+            handed_on.append(None)
+
+
+def _forget_others() -> None:
+    """A child that was forked has none of the threads that hold locks in its parent."""
+    if holding:
+        holding.clear()
+        handed_on.append(None)
+
+
+os.register_at_fork(after_in_child=_forget_others)
 
 
 class Lock:
@@ -52,6 +92,7 @@ class Lock:
         """As that of `threading.Lock`."""
         is_mine = self.raw.acquire(blocking, timeout)
         if is_mine:
+            hold(None)
             self._collects = isenabled()
             if self._collects:
                 disable()
@@ -59,25 +100,25 @@ class Lock:
 
     def release(self) -> None:
         """As that of `threading.Lock`."""
-        collects = self._collects
-        self.raw.release()
-        if collects:
-            enable()
+        self.__exit__(None, None, None)
 
-    # As `acquire` and `release`, without their calls: each event is published under one.
+    # As `acquire`, without its call: each event is published under one.
 
     def __enter__(self) -> None:
         self.raw.acquire()
+        hold(None)
         self._collects = isenabled()
         if self._collects:
-            # Only who has seen it on: the last to let go turns on again what it has itself turned off.
             disable()
 
     def __exit__(self, kind: object, error: object, traceback: object) -> None:
         collects = self._collects
         self.raw.release()
-        if collects:
-            enable()
+        if holding:
+            # Else it was acquired before a fork, in the parent.
+            let_go()
+        if collects or handed_on:
+            let_collect(collects)
 
 
 class Latch:

@@ -234,7 +234,7 @@ class GeneratorProducer:
                 # An event is lost, and none may follow it.
                 raise
             except BaseException as error:
-                # Also what others raise in its greenlet: a time-out of the generator's own that passes while its client doesn't read.
+                # Also what others raise in its greenlet: a time-out of the generator's own, while its client doesn't read.
                 problem = error
 
     def _failed(self, error: BaseException) -> None:

@@ -293,6 +293,29 @@ class TestStream:
         assert sink.data[:2] == ["a", "b"] and len(sink.data) == (3 if fails else 2)
         assert sink.is_over
 
+    @pytest.mark.parametrize("fails", [True, False])
+    def test_end_while_it_is_due(self, stream: Stream, sink: Sink, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        """Text that another thread is about to write comes before an end that is decided meanwhile."""
+        taken, go_on = threading.Event(), threading.Event()
+        write = stream._write_item
+
+        def write_late(item: Any, **options: Any) -> None:
+            taken.set()
+            assert go_on.wait(PATIENCE)
+            write(item, **options)
+
+        stream.put("a")
+        stream.put("b")
+        monkeypatch.setattr(Stream, "_write_item", lambda _, item, **options: write_late(item, **options))
+        assert taken.wait(PATIENCE)
+        monkeypatch.undo()
+        ending = threading.Thread(target=lambda: stream.fail(StreamError("no more")) if fails else stream.complete(None))
+        ending.start()
+        ending.join(0.1)
+        go_on.set()
+        ending.join(PATIENCE)
+        assert sink.data[:2] == ["a", "b"] and len(sink.data) == (3 if fails else 2)
+
     def test_hang_up(self, stream: Stream, sink: Sink) -> None:
         """What waits when the client hangs up is dropped, and the flusher doesn't mind."""
         stream.put("a")

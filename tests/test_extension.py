@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import decimal
 import io
 import json
 import logging
@@ -19,6 +21,8 @@ from flask import (
     after_this_request,
     current_app,
     g,
+    has_app_context,
+    has_request_context,
     request,
     session,
     stream_with_context,
@@ -307,6 +311,35 @@ class TestContexts:
 
         client.get("/").close()
         wait_until(lambda: told == ["teardown", "generator", "teardown"])
+
+    def test_context_variables_at_the_end(self, app: Flask, sse: SSE, client: FlaskClient) -> None:
+        """What is called at a stream's end finds Flask's contexts gone, and other context variables as the generator left them."""
+        told: list[object] = []
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("others", default="default")
+        other: contextvars.ContextVar[str] = contextvars.ContextVar("another", default="default")
+
+        def look() -> None:
+            told.extend([variable.get(), other.get(), has_app_context(), has_request_context(), bool(current_app), bool(request)])
+            # Its context is such a variable, which C code reads without looking at what it is.
+            told.append(decimal.Decimal(1) / decimal.Decimal(4))
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            current_stream.on_close(look)
+            assert decimal.Decimal(3) / decimal.Decimal(4) < 1
+            variable.set("set")
+            assert other.get() == "default"
+            # Left in a mess.
+            app.app_context().push()
+            yield "one"
+            assert left.wait(20)
+
+        left = threading.Event()
+        client.get("/").close()
+        left.set()
+        wait_until(lambda: len(told) == 7)
+        assert told == ["set", "default", False, False, False, False, decimal.Decimal("0.25")]
 
     @pytest.mark.parametrize(
         ("path", "headers", "expected"),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 from flask import Flask, Response
 
-from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, Stream, process
+from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, Stream, StreamError, process
 from sseflask.brokers import Broker
 from sseflask.handoff import Handoff
 from sseflask.position import EventId
@@ -780,6 +780,19 @@ class TestSelecting:
         assert other.data == ["1", "2", "3", "4", "5"]
         # It has not been given what it failed on.
         assert world.connect(last_event_id=client.last_event_id).data == ["3", "4", "5"]
+
+    @pytest.mark.parametrize("error", [StreamError(ValueError("oops")), StreamError("oops", details={"left": {5}})], ids=repr)  # type: ignore[arg-type]
+    def test_unwritable_failure(self, world: World, error: StreamError, caplog: pytest.LogCaptureFixture) -> None:
+        """A filter's error that JSON can't express ends the stream all the same, and its client is told so."""
+
+        def takes(event: ServerSentEvent) -> bool:
+            raise error
+
+        client = world.connect(filter=takes)
+        world.publish("1", "2")
+        assert client.names == [OPEN, ERROR]
+        assert (client.sink.end, client.reason) == ("clean", CloseReason.ERROR)
+        assert "can't be sent with its details" in caplog.text
 
 
 class TestSlowClients:

@@ -6,12 +6,13 @@ import collections
 import functools
 import secrets
 import time
-from gc import disable, enable, isenabled
+from gc import disable, isenabled
 from typing import Final
 
 from sseflask.errors import TaskEnded
 from sseflask.event import ServerSentEvent, compact_text, to_event
 from sseflask.log import Log
+from sseflask.native import handed_on, hold, let_collect, let_go
 
 from .base import Broker, Keep, Waker
 from .tasks import REMEMBERED_SECONDS, MemoryTasks, TaskChange
@@ -71,6 +72,7 @@ class MemoryBroker(Broker):
         # As `with self.emitter.lock`, without its two calls: they would be a fourteenth of it all.
         lock = self.emitter.lock.raw
         lock.acquire()
+        hold(None)
         if collects := isenabled():
             disable()
         try:
@@ -96,8 +98,9 @@ class MemoryBroker(Broker):
                 self.emitter.enqueue(channel, functools.partial(to_event, event, id=event_id))
         finally:
             lock.release()
-            if collects:
-                enable()
+            let_go()
+            if collects or handed_on:
+                let_collect(collects)
         if found is not None or not self._is_kept:
             self._tell(found)
         return event_id
