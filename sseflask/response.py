@@ -250,7 +250,12 @@ class EventIterable(Iterator[bytes]):
 
     def __next__(self) -> bytes:
         if self._response is not None:
-            first = self._open(self._response)
+            try:
+                first = self._open(self._response)
+            except BaseException:
+                # Not every server closes what has failed.
+                self._stream.sink_ended()
+                raise
             if first is not None:
                 return first
         if self._instead is not None:

@@ -136,10 +136,11 @@ class Timer:
         if thread is not None:
             try:
                 thread.start()
-            except RuntimeError:
+            except RuntimeError as error:
                 # There are no more threads, perhaps: the next stream that is scheduled tries again.
                 self._thread = None
-                log.exception("the timer can't begin: no keepalives, time-outs or ages until it can")
+                text = "the timer can't begin: no keepalives, time-outs or ages until it can"
+                log.exception(text, extra={"sse_problem": str(error)})
                 return
         if not self._wake.is_set():
             self._wake.set()
@@ -223,7 +224,8 @@ class Flusher:
                     self._thread.start()
                 except RuntimeError:
                     self._thread = None
-                    log.exception("what streams hold back can't be written in time: it waits for what comes next")
+                    text = "what streams hold back can't be written in time: it waits for what comes next"
+                    log.exception(text, extra={"sse_path": stream.path})
             elif self._due[0][2] is stream:
                 self._changed.notify()
 

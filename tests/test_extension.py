@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,10 +45,13 @@ from sseflask import (
     heartbeat,
     process,
 )
-from sseflask.config import Settings
+from sseflask.config import Settings, StreamOptions
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
+from sseflask.state import CloseReason, StreamState
+from sseflask.stream import Stream
 from sseflask.testing import FakeClock
+from sseflask.timer import Flusher, Timer
 from tests.live.process import wait_until
 
 TWO = b"data: one\n\ndata: two\n\n"
@@ -651,6 +655,121 @@ class TestNegotiation:
         """More events than `SSE_RUN_BYTES` are an error, not a memory that grows."""
         reply = client.get("/large", headers={"Accept": "application/json"})
         assert (reply.status_code, (reply.json or {})["error_type"]) == (500, "too_large")
+
+
+class TestNoThreads:
+    """The system has no more threads."""
+
+    @pytest.fixture(autouse=True)
+    def no_threads(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+        """The names of threads that can't be started; as many as are in the list."""
+        names: list[str] = []
+        start = threading.Thread.start
+
+        def start_some(thread: threading.Thread) -> None:
+            if thread.name in names:
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", start_some)
+        return names
+
+    def test_generator(self, app: Flask, sse: SSE, client: FlaskClient, no_threads: list[str]) -> None:
+        """A stream whose generator can't run is an error of its request, and takes no place afterwards."""
+
+        @app.get("/")
+        @sse.stream
+        def view() -> Iterator[str]:
+            yield "one"
+
+        before = sse.stats()["streams"]
+        no_threads.append("sseflask-stream")
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                client.get("/")
+        assert sse.stats()["streams"] == before
+        no_threads.clear()
+        assert client.get("/").data == b"data: one\n\n"
+
+    def test_task(self, app: Flask, sse: SSE, no_threads: list[str]) -> None:
+        """A task whose work can't run has failed."""
+        no_threads.append("sseflask-stream")
+        with app.app_context(), pytest.raises(RuntimeError, match="can't start new thread"):
+            sse.start(lambda: None)
+        assert sse.stats()["detached"] == 0
+
+    def test_timer(self, no_threads: list[str], caplog: pytest.LogCaptureFixture) -> None:
+        """A timer that can't begin does so as soon as it can."""
+        timer, called = Timer(), threading.Event()
+        no_threads.append("sseflask-timer")
+        timer.call_every_second(lambda now: called.set() or True)  # type: ignore[func-returns-value]
+        assert "the timer can't begin" in caplog.text
+        no_threads.clear()
+        timer.call_every_second(lambda now: False)
+        assert called.wait(20)
+
+    def test_flusher(self, no_threads: list[str], caplog: pytest.LogCaptureFixture) -> None:
+        """Neither does text stay for ever that nobody could send in time."""
+        flusher, flushed = Flusher(), threading.Event()
+        stream: Any = SimpleNamespace(flush=flushed.set, path="/")
+        no_threads.append("sseflask-flusher")
+        flusher.flush_at(stream, time.monotonic())
+        assert "can't be written in time" in caplog.text
+        no_threads.clear()
+        flusher.flush_at(stream, time.monotonic())
+        assert flushed.wait(20)
+
+
+class TestTimer:
+    """The timer's copy in a child that was forked."""
+
+    def test_forked_child(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A greenlet's copy there leaves the streams to their own process."""
+        timer, called = Timer(), list[float]()
+        monkeypatch.setattr(timer, "_pid", 0)
+        timer._chores.append(lambda now: bool(called.append(now)))  # type: ignore[func-returns-value]
+        timer._wake.set()
+        timer._run()
+        assert called == []
+
+
+class TestStuckServer:
+    """A server that a client keeps in the middle of sending, of which nobody knows what it has sent."""
+
+    @pytest.fixture
+    def stream(self) -> Stream:
+        """Its stream, which opens."""
+        settings = Settings()
+        handoff = Handoff()
+        stream = Stream(handoff, StreamOptions().resolved(settings), settings, app=None, path="/", last_event_id=None)
+        handoff.bind(b"", stream.resume, stream.sink_ended)
+        stream.open()
+        return stream
+
+    @pytest.mark.parametrize("last", [b"", b"event: last\n\n"])
+    def test_at_the_end(self, stream: Stream, last: bytes) -> None:
+        """A stream that ends while its server still sends has its time, and is cut like any other that isn't read."""
+        handoff, aborted = stream.sink, list[int]()
+        assert isinstance(handoff, Handoff)
+        handoff.on_abort = lambda: aborted.append(1)
+        handoff.write(b"data: much\n\n")
+        assert handoff.take()
+        stream.end(CloseReason.COMPLETED, last)
+        if last:
+            assert handoff.take() == last
+        now = time.monotonic()
+        stream.tick(now + stream.send_timeout - 1)
+        assert (aborted, stream.state) == ([], StreamState.DRAINING)
+        stream.tick(now + stream.send_timeout + 1)
+        assert (aborted, stream.state) == ([1], StreamState.CLOSED)
+
+    def test_asked_for_more(self, stream: Stream) -> None:
+        """A server that asks for what follows the last bytes has sent them."""
+        handoff = stream.sink
+        assert isinstance(handoff, Handoff)
+        stream.end(CloseReason.COMPLETED, b"event: last\n\n")
+        assert handoff.take() and handoff.take() is None
+        assert stream.state is StreamState.CLOSED
 
 
 class TestEventSourceResponse:

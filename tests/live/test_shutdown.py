@@ -201,6 +201,17 @@ class TestTerm:
         assert server.wait_for_exit(3) == 0
         assert finished(server) == [7]
 
+    def test_slow_callback(self, serve: Serve) -> None:
+        """What is called at a stream's end may wait, and is waited for when the worker leaves."""
+        server = serve(APP, env={"SSE_DRAIN_SECONDS": "0.2"})
+        client = open_stream(server, "/remembered")
+        client.next_event()
+        server.signal(signal.SIGTERM)
+        assert client.read_until_closed(PATIENCE) == "clean"
+        client.hang_up()
+        assert server.wait_for_exit(PATIENCE) == 0
+        assert re.search("^remembered$", server.log(), re.MULTILINE)
+
     def test_a_stream_that_opens(self, serve: Serve) -> None:
         """A stream that waits for its first event gets its headers, `retry:` and a clean end; its `finally` runs."""
         server = serve(APP, env={"SSE_DRAIN_SECONDS": "0.5", "SSE_OPEN_TIMEOUT": "60"})

@@ -42,6 +42,20 @@ def stream() -> Iterator[Any]:
         note(f"finally n={n} reason={reason} pid={os.getpid()}")
 
 
+@app.get("/remembered")
+@sse.stream
+def remembered() -> Iterator[Any]:
+    """What is called at its end takes its time, as a write to a database may."""
+
+    def remember() -> None:
+        time.sleep(0.5)
+        note("remembered")
+
+    current_stream.on_close(remember)
+    yield "open"
+    time.sleep(3600)
+
+
 @app.get("/counting")
 @sse.stream
 def counting() -> Iterator[Any]:
