@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import sseflask.brokers.sqlite_file
+from sseflask import native
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.store import Reading
@@ -102,6 +103,16 @@ class TestSQLiteBroker(BrokerContract):
             assert reads in ([None, 0], [None, None, 0])
         finally:
             broker.close()
+
+    def test_position_in_a_native_thread(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A native thread of a process that follows nothing is told where the file's log stands, as streams are."""
+        other = open_broker(path=str(tmp_path / "one.db"))
+        position = other.publish("news", event())
+        broker = open_broker(path=str(tmp_path / "one.db"))
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "is_apart", lambda: True)
+            assert str(broker.position) == position
+        assert str(broker.position) == position
 
 
 class TestSQLiteTasks(SharedTaskContract):
