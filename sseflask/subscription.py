@@ -66,12 +66,14 @@ class Beginning:
 
     Attributes:
         cursor: The number after which it reads.
+        epoch: The life of the log whose number that is.
         frames: What the client gets first.
         reset: Whether that says that something is gone.
         is_unplaced: Whether the reset gave the client no position, since events that are retained follow.
     """
 
     cursor: int
+    epoch: str
     frames: bytes
     reset: bool
     is_unplaced: bool = False
@@ -124,10 +126,10 @@ def place(
     if reset is not None:
         frames += reset_frame(settings, reset, last_event_id, named)
     if not shows:
-        return Beginning(cursor, frames + open_frame(settings, channels, named), reset is not None, named is None)
+        return Beginning(cursor, position.epoch, frames + open_frame(settings, channels, named), reset is not None, named is None)
     assert snapshot is not None
     frames += open_frame(settings, channels, None) + snapshot_frames(snapshot, position, settings, channels)
-    return Beginning(cursor, frames, reset is not None)
+    return Beginning(cursor, position.epoch, frames, reset is not None)
 
 
 def missing(broker: Broker, channels: Iterable[str], cursor: int) -> dict[str, int]:
@@ -181,6 +183,7 @@ class Subscription:
         "_catches_up_to",
         "_closed",
         "_cursor",
+        "_epoch",
         "_has_snapshot",
         "_is_pumping",
         "_is_unplaced",
@@ -219,6 +222,8 @@ class Subscription:
         self._selection = selection
         self._settings = settings
         self._cursor = beginning.cursor
+        # Of the cursor that it begins with.
+        self._epoch = beginning.epoch
         # For each channel, the newest of the events of which a reset told the client that they are gone.
         self._told: Mapping[str, int] = NOTHING
         self._was_reset = beginning.reset
@@ -249,6 +254,10 @@ class Subscription:
         head = self._look_up_rings()
         if self.stream.last_event_id is not None:
             self._catches_up_to = head
+        with self._broker.emitter.lock:
+            if self._broker.log.epoch != self._epoch:
+                # Replaced since the position was taken, when it couldn't be told yet.
+                self.begin_anew(self._epoch)
         self._is_pumping = False
         self.resume()
         return True
@@ -313,7 +322,7 @@ class Subscription:
         """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now."""
         if self._anew is None:
             self._anew = epoch
-            self._catches_up_to = self._catches_up_to or 1
+        self._catches_up_to = self._catches_up_to or 1
 
     def pump(self, now: float) -> bool:
         """Writes what lies after the cursor, until there is nothing, the sink takes no more, or its slice of time is over."""

@@ -15,7 +15,7 @@ from flask import abort, g, request, session
 from sseflask import InvalidEvent, ServerSentEvent, StreamClosed, StreamError, TaskState, current_stream, heartbeat, process
 from sseflask.errors import BrokerUnavailable
 from tests.live.process import wait_until
-from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, worker
+from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, renew_before_listening, worker
 
 __all__ = ["make_worker", "worker"]
 
@@ -196,6 +196,17 @@ class TestRun:
         story.allow()
         assert first.wait_for_end().text == story.text
         assert story.runs == 1
+
+    def test_another_life_before_it_listens(self, single: Worker, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log that begins anew before a viewer listens ends its stream; it isn't left to wait for numbers long past."""
+        first = single.watch()
+        story.allow(3)
+        first.wait_for(None, 3)
+        renew_before_listening(single.broker, monkeypatch)
+        again = single.watch(last_event_id=first.last_event_id)
+        assert again.wait_for_end().names == [OPEN]
+        story.allow(4)
+        is_gone(single.watch(last_event_id=again.last_event_id), again.last_event_id)
 
     def test_expired(self, make_worker: MakeWorker, story: Story) -> None:
         """A run is there while the history is kept after its end, and gone after that."""

@@ -23,6 +23,7 @@ from sseflask.producer import Runner, ThreadRunner
 from sseflask.response import HANDOVER
 from sseflask.ring import BATCH_BYTES, Frames
 from tests.live.process import wait_until
+from tests.viewers import renew_before_listening
 
 OPEN, RESET, END, ERROR = "stream-open", "stream-reset", "stream-end", "error"
 OTHER_LIFE = "ba9876543210-5"
@@ -402,6 +403,23 @@ class TestOpening:
         assert (client.sink.end, client.reason) == ("cut", CloseReason.SLOW)
         assert world.connect(*channels, last_event_id=client.last_event_id).received[0].json["reason"] == "history"
 
+    @pytest.mark.parametrize("comes_back", [False, True])
+    @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
+    def test_another_life_before_it_listens(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...], comes_back: bool
+    ) -> None:
+        """A log that begins anew between position and listening is told by a reset, and what it then gets follows."""
+        position = world.publish("1", "2", "3")
+        before = resets()
+        renew_before_listening(world.broker, monkeypatch)
+        client = world.connect(*channels, last_event_id=position if comes_back else None)
+        world.publish("4", "5")
+        assert client.names == [OPEN, RESET, OPEN, None, None]
+        assert client.received[1].json == {"reason": "epoch", "position": position}
+        assert client.data == ["4", "5"]
+        assert client.last_event_id == world.position
+        assert resets() == before + 1
+
     def test_open_event_without_a_name(self, make_world: MakeWorld) -> None:
         """`SSE_OPEN_EVENT = None` opens with an id alone, and with nothing where there is no id yet."""
         world = make_world(SSE_OPEN_EVENT=None)
@@ -514,6 +532,17 @@ class TestSnapshot:
         assert client.data == ["a", "b"]
         world.publish("live")
         assert client.data == ["a", "b", "live"]
+
+    def test_another_life_meanwhile(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log that begins anew while the snapshot is taken ends the stream: its client's next request shows it again."""
+        position = world.publish("1", "2", "3")
+        renew_before_listening(world.broker, monkeypatch)
+        client = world.connect(snapshot=lambda: "state")
+        assert (client.reason, client.sink.end) == (CloseReason.RESET, "clean")
+        assert client.received[1] == Received(None, "state", position)
+        world.publish("4")
+        again = world.connect(last_event_id=client.last_event_id, snapshot=lambda: "new state")
+        assert (again.names, again.data) == ([RESET, OPEN, None], ["new state"])
 
     def test_failure(self, world: World) -> None:
         """A snapshot that fails is an error of the view; nothing is opened."""
