@@ -356,6 +356,10 @@ def _resume(watch: Watch, position: RunId) -> Response:
     broker.prepare((record.channel,), str(position))
     beginning = _beginning(broker, record.channel, position, is_over=record.state.is_final)
     if beginning is None:
+        # The process that runs it may be ahead of this one.
+        broker.catch_up(record.channel)
+        beginning = _beginning(broker, record.channel, position, is_over=record.state.is_final)
+    if beginning is None:
         return _gone(tasks.settings, position)
     return RunResponse(
         watch,

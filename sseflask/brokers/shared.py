@@ -186,6 +186,9 @@ class SharedBroker(Broker):
         if last_event_id is None:
             return
         position = EventId.parse(last_event_id)
+        if position is None:
+            # The event of this id may be another process's, and news to this one.
+            self._follower.catch_up()
         if position is not None and position.epoch == self.log.epoch:
             if position.seq > self.log.seq:
                 # Another process may be ahead of this one.
@@ -195,6 +198,10 @@ class SharedBroker(Broker):
         else:
             wanted = list(channels)
         self._fetch(wanted, whole=True)
+
+    def catch_up(self, channel: str) -> None:
+        """Reads what the store has of a channel that is followed; see `Broker.catch_up`."""
+        self._make_whole([channel])
 
     def subscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
         """Wakes a stream for each new entry of the channels; see `Broker.subscribe`."""
@@ -353,12 +360,12 @@ class SharedBroker(Broker):
         if has_listeners:
             self.emitter.flush()
 
-    def _make_whole(self) -> None:
-        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes."""
+    def _make_whole(self, channels: Collection[str] = ()) -> None:
+        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes, and what `channels` lack."""
         if self._must_renew:
             self._renew()
         with self.emitter.lock:
-            names, self._holes = self._holes, set()
+            names, self._holes = self._holes.union(channels), set()
             lasts = {name: ring.last for name in names if (ring := self.log.find(name)) is not None}
             for name in lasts:
                 self._loading.setdefault(name, [])

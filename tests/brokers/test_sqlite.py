@@ -11,10 +11,10 @@ import pytest
 
 import sseflask.brokers.sqlite_file
 from sseflask import native
-from sseflask.brokers import Broker, SharedBroker
+from sseflask.brokers import Broker, SharedBroker, sqlite_follower
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.store import Reading
-from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, event, resumed
+from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, resumed
 from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
 from tests.live.process import wait_until
 
@@ -103,6 +103,20 @@ class TestSQLiteBroker(BrokerContract):
             assert reads in ([None, 0], [None, None, 0])
         finally:
             broker.close()
+
+    def test_own_id_of_another_process(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A publisher's own id is found also where the process follows its channel, and hasn't heard of the event yet."""
+        for name in ("POLL_SECONDS", "QUIET_POLL_SECONDS"):
+            monkeypatch.setattr(sqlite_follower, name, 5.0)
+        one, other = (open_broker(path=str(tmp_path / "one.db")) for _ in range(2))
+        one.publish("news", event("1"))
+        reader = Reader(other, "news", "more")
+        assert kept(other, "news") == ["1"]
+        one.publish("more", event("2"))
+        one.publish("news", event("3", id="mine"))
+        found = resumed(other, ["news"], "mine")
+        assert (found.reset, found.cursor) == (None, one.position.seq)
+        assert reader.data == ["2", "3"]
 
     def test_position_in_a_native_thread(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """A native thread of a process that follows nothing is told where the file's log stands, as streams are."""
