@@ -187,6 +187,7 @@ class Subscription:
         "_has_snapshot",
         "_is_pumping",
         "_is_unplaced",
+        "_placed_at",
         "_ring",
         "_selection",
         "_settings",
@@ -232,6 +233,8 @@ class Subscription:
         self._closed: set[str] | None = None
         self._ring: ChannelLog | None = None
         self._skipped = 0
+        # When its client was last given a position; long ago where that isn't known.
+        self._placed_at = 0.0
         # The epoch of its cursor, if what it reads has been replaced.
         self._anew: str | None = None
         # The number of the last entry that was there when its client came back; also above 0 if there is an epoch. 0 in between.
@@ -254,6 +257,8 @@ class Subscription:
         head = self._look_up_rings()
         if self.stream.last_event_id is not None:
             self._catches_up_to = head
+        else:
+            self._placed_at = time.monotonic()
         with self._broker.emitter.lock:
             if self._broker.log.epoch != self._epoch:
                 # Replaced since the position was taken, when it couldn't be told yet.
@@ -452,9 +457,13 @@ class Subscription:
                 break
         count = len(frames)
         self._count(shown, entries[-1])
-        if self._skipped >= quarter and not is_over:
+        if frames:
+            self._placed_at = now
+        is_old = self._skipped > 0 and now - self._placed_at > self._settings.history_seconds / 4
+        if (is_old or self._skipped >= quarter) and not is_over:
             # Its position must not fall out of the history only because nothing is to its taste.
             self._skipped = 0
+            self._placed_at = now
             frames.append(open_frame(self._settings, selection.channels, EventId(broker.log.epoch, self._cursor)))
         if frames:
             data = b"".join(frames)

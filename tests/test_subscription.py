@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 from flask import Flask, Response
 
+import sseflask.subscription
+import sseflask.waker
 from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, Stream, process
 from sseflask.brokers import Broker
 from sseflask.handoff import Handoff
@@ -22,6 +24,7 @@ from sseflask.position import EventId
 from sseflask.producer import Runner, ThreadRunner
 from sseflask.response import HANDOVER
 from sseflask.ring import BATCH_BYTES, Frames
+from tests.brokers.test_sqlite import ShiftedTime
 from tests.live.process import wait_until
 from tests.viewers import renew_before_listening
 
@@ -767,6 +770,35 @@ class TestSelecting:
             channel.publish("hidden")
             position = EventId.parse(client.last_event_id)
             assert position is not None and world.broker.position.seq - position.seq <= 2
+
+    @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
+    def test_position_keeps_up_with_the_time(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...]
+    ) -> None:
+        """Where little is published, it gets one before its own is a quarter of what the history keeps too old."""
+        world = make_world(SSE_HISTORY_SECONDS=100)
+        clock = ShiftedTime()
+        for module in (sseflask.subscription, sseflask.waker):
+            monkeypatch.setattr(module, "time", clock)
+        client = world.connect(*channels, filter=lambda event: event.data == "yes")
+        positions = []
+        for _ in range(30):
+            clock.advance(10)
+            world.publish("hidden")
+            positions.append(world.position)
+        # Each third one is more than 25 s after the one before.
+        assert [one.id for one in client.received[1:]] == positions[2::3] and set(client.names) == {OPEN}
+        # What it gets itself is a position too.
+        clock.advance(10)
+        world.publish("yes", "hidden")
+        clock.advance(20)
+        world.publish("hidden")
+        assert client.names[11:] == [None]
+        # One that comes back may come from long ago.
+        asked = client.last_event_id
+        client.hang_up()
+        again = world.connect(*channels, last_event_id=asked, filter=lambda event: False)
+        assert again.names == [OPEN, OPEN] and again.last_event_id == world.position
 
     def test_position_after_a_reset(self, make_world: MakeWorld) -> None:
         """A client of which all that is retained is hidden is reset once, not at each reconnect."""

@@ -361,7 +361,7 @@ class SharedBroker(Broker):
             self.emitter.flush()
 
     def _make_whole(self, channels: Collection[str] = ()) -> None:
-        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes, and what `channels` lack."""
+        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes and what channels lack."""
         if self._must_renew:
             self._renew()
         with self.emitter.lock:
