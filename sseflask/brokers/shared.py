@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from sseflask import native
-from sseflask.emitter import Channel, Subscriber
+from sseflask.emitter import RESERVED, Channel, Subscriber
 from sseflask.errors import BrokerUnavailable, TaskEnded
 from sseflask.event import ServerSentEvent, compact_text
 from sseflask.log import Log
 from sseflask.position import EventId
-from sseflask.ring import Entry
+from sseflask.ring import ChannelLog, Entry
 
 from .base import PACE_SECONDS, Broker, Keep, Waker
 from .store import Head, Publication, Reading, Store
@@ -511,7 +511,7 @@ class SharedBroker(Broker):
                     break
             now = time.monotonic()
             with self.emitter.lock:
-                old = self.log.epoch
+                old, find_old = self.log.epoch, self.log.find
                 self.log.renew(head.epoch, max([head.seq, *(reading.seq for reading in readings.values())]))
                 self._must_renew = False
                 for waiting in self._loading.values():
@@ -519,11 +519,21 @@ class SharedBroker(Broker):
                 for name, reading in readings.items():
                     self._load(name, reading, now, is_whole=True)
                     self._let_begin_anew(name, old)
+                    self._let_hear(name, find_old(name), reading.entries)
                 told, self._told = self._told, {}
         if old:
             text = "the broker's log has begun another life: clients that come from the last one are told by a reset"
             log.warning(text, extra={"sse_broker": self.store.url, "sse_epoch": head.epoch})
         self._tell_all(told)
+
+    def _let_hear(self, name: str, old: ChannelLog | None, entries: Sequence[Entry]) -> None:
+        """Puts what processes told one another in a life that this one knew nothing of in line for listeners; under the lock."""
+        found = self.emitter.find(name)
+        if found is not None and found.listeners and name.startswith(RESERVED):
+            known = {(entry.seq, entry.event.data) for entry in old.entries} if old is not None else set()
+            for entry in entries:
+                if (entry.seq, entry.event.data) not in known:
+                    self.emitter.enqueue(name, lambda entry=entry: entry.event)  # type: ignore[misc]
 
     def _is_used(self, name: str) -> bool:
         """Whether a stream or a listener reads the channel; called under the lock."""
