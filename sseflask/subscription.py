@@ -457,15 +457,13 @@ class Subscription:
                 break
         count = len(frames)
         self._count(shown, entries[-1])
-        if frames:
-            self._placed_at = now
-        is_old = self._skipped > 0 and now - self._placed_at > self._settings.history_seconds / 4
-        if (is_old or self._skipped >= quarter) and not is_over:
+        is_old = not frames and now - self._placed_at > self._settings.history_seconds / 4
+        if self._skipped >= (1 if is_old else quarter) and not is_over:
             # Its position must not fall out of the history only because nothing is to its taste.
             self._skipped = 0
-            self._placed_at = now
             frames.append(open_frame(self._settings, selection.channels, EventId(broker.log.epoch, self._cursor)))
         if frames:
+            self._placed_at = now
             data = b"".join(frames)
             self.stream.sent(count, len(data), now)
             sink.write(data)
