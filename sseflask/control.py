@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -21,8 +22,8 @@ log = logging.getLogger("sseflask.broker")
 
 #: The channel on which processes hear of it; its name is one that apps can't use.
 CHANNEL: Final = "-/control"
-#: The events that it keeps: nobody reads them later.
-HISTORY: Final = 8
+#: The events that it keeps for processes that can't follow the broker for a while, or learn late that its log is another.
+HISTORY: Final = 64
 
 
 class Control:
@@ -67,7 +68,9 @@ class Control:
         Raises:
             BrokerUnavailable: They can't be told now.
         """
-        self._broker().publish(CHANNEL, ServerSentEvent(command), history=HISTORY)
+        # Told from the same command of before, also where a broker that has lost that gives its number again.
+        told = {**command, "token": secrets.token_hex(8)}
+        self._broker().publish(CHANNEL, ServerSentEvent(told), history=HISTORY)
 
     def _rest(self, now: float) -> bool:
         here = process.current()

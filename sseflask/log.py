@@ -62,7 +62,7 @@ class Log:
         self._bytes = history_bytes
         self._channels: dict[str, ChannelLog] = {}
         self.find: Callable[[str], ChannelLog | None] = self._channels.get
-        # Those that have entries, in the order of their last one: in which they expire and give way.
+        # Those that have entries, in the order in which they last got one, or were loaded: in which they expire and give way.
         self._filled: collections.OrderedDict[str, ChannelLog] = collections.OrderedDict()
         # The last of them; None where that isn't known.
         self._newest: ChannelLog | None = None
@@ -282,8 +282,6 @@ class Log:
         if entry.history is not None:
             log.limit = entry.history
         log.append(entry)
-        self._newest = self._filled[entry.channel] = log
-        self._filled.move_to_end(entry.channel)
         self._keep(log, now)
 
     def _keep(self, log: ChannelLog, now: float) -> None:
@@ -303,9 +301,9 @@ class Log:
             self._whole.pop(log.name, None)
         self.size += log.size - log.counted
         log.counted = log.size
-        if log.name not in self._filled:
-            self._filled[log.name] = log
-            self._filled.move_to_end(log.name, last=False)
+        # What has been loaded too: whoever it was read for is about to read it, however old it is.
+        self._newest = self._filled[log.name] = log
+        self._filled.move_to_end(log.name)
         if self.size > self._bytes:
             self._make_room()
 

@@ -54,7 +54,7 @@ class Publisher:
             history_seconds=Settings.check("history_seconds", history_seconds),
             max_event_bytes=Settings.check("max_event_bytes", max_event_bytes),
         )
-        self._store = open_store(self._settings, url)
+        self._store = open_store(self._settings, url, is_guest=True)
         self.url = self._store.url
 
     def __repr__(self) -> str:

@@ -206,10 +206,11 @@ class FirstViewer:
         tasks, run = self._watch.tasks, self._run
         broker, channel = tasks.broker, run.channel
         broker.prepare((channel,), str(RunId(run.task_id, 0)))
-        cursor = _cursor(broker, channel, RunId(run.task_id, 0), is_over=False)
-        watching = Subscription(
-            broker, Selection((channel,)), Beginning(cursor or 0, b"", False), tasks.settings, self._stream, has_snapshot=True
-        )
+        beginning = _beginning(broker, channel, RunId(run.task_id, 0), is_over=False)
+        if beginning is None:
+            # The same request, sent twice at a time.
+            beginning = Beginning(0, broker.log.epoch, b"", False)
+        watching = Subscription(broker, Selection((channel,)), beginning, tasks.settings, self._stream, has_snapshot=True)
         if not watching.start(runner, response):
             self.discard()
             return False
@@ -353,10 +354,13 @@ def _resume(watch: Watch, position: RunId) -> Response:
         return _gone(tasks.settings, position)
     broker = tasks.broker
     broker.prepare((record.channel,), str(position))
-    cursor = _cursor(broker, record.channel, position, is_over=record.state.is_final)
-    if cursor is None:
+    beginning = _beginning(broker, record.channel, position, is_over=record.state.is_final)
+    if beginning is None:
+        # The process that runs it may be ahead of this one.
+        broker.catch_up(record.channel)
+        beginning = _beginning(broker, record.channel, position, is_over=record.state.is_final)
+    if beginning is None:
         return _gone(tasks.settings, position)
-    beginning = Beginning(cursor, b"", False)
     return RunResponse(
         watch,
         position,
@@ -365,18 +369,24 @@ def _resume(watch: Watch, position: RunId) -> Response:
     )
 
 
-def _cursor(broker: Broker, channel: str, position: RunId, *, is_over: bool) -> int | None:
+def _beginning(broker: Broker, channel: str, position: RunId, *, is_over: bool) -> Beginning | None:
     """Where a run is read on after an event; None if that can't be read any more."""
     with broker.emitter.lock:
-        ring = broker.log.find(channel)
-        if ring is None or not ring.entries:
-            # Nothing yet.
-            return None if is_over or position.number else (ring.last if ring is not None else broker.log.floor)
-        if not position.number:
-            first = ring.entries[0]
-            return first.prev if first.user_id == str(RunId(position.run, 1)) else None
-        wanted = str(position)
-        return next((entry.seq for entry in ring.entries if entry.user_id == wanted), None)
+        cursor = _cursor(broker, channel, position, is_over=is_over)
+        return None if cursor is None else Beginning(cursor, broker.log.epoch, b"", False)
+
+
+def _cursor(broker: Broker, channel: str, position: RunId, *, is_over: bool) -> int | None:
+    """The number of an event of a run; None if it can't be read any more. Called under the lock."""
+    ring = broker.log.find(channel)
+    if ring is None or not ring.entries:
+        # Nothing yet.
+        return None if is_over or position.number else (ring.last if ring is not None else broker.log.floor)
+    if not position.number:
+        first = ring.entries[0]
+        return first.prev if first.user_id == str(RunId(position.run, 1)) else None
+    wanted = str(position)
+    return next((entry.seq for entry in ring.entries if entry.user_id == wanted), None)
 
 
 def _gone(settings: Settings, position: RunId) -> Response:

@@ -66,12 +66,14 @@ class Beginning:
 
     Attributes:
         cursor: The number after which it reads.
+        epoch: The life of the log whose number that is.
         frames: What the client gets first.
         reset: Whether that says that something is gone.
         is_unplaced: Whether the reset gave the client no position, since events that are retained follow.
     """
 
     cursor: int
+    epoch: str
     frames: bytes
     reset: bool
     is_unplaced: bool = False
@@ -124,10 +126,10 @@ def place(
     if reset is not None:
         frames += reset_frame(settings, reset, last_event_id, named)
     if not shows:
-        return Beginning(cursor, frames + open_frame(settings, channels, named), reset is not None, named is None)
+        return Beginning(cursor, position.epoch, frames + open_frame(settings, channels, named), reset is not None, named is None)
     assert snapshot is not None
     frames += open_frame(settings, channels, None) + snapshot_frames(snapshot, position, settings, channels)
-    return Beginning(cursor, frames, reset is not None)
+    return Beginning(cursor, position.epoch, frames, reset is not None)
 
 
 def missing(broker: Broker, channels: Iterable[str], cursor: int) -> dict[str, int]:
@@ -181,9 +183,11 @@ class Subscription:
         "_catches_up_to",
         "_closed",
         "_cursor",
+        "_epoch",
         "_has_snapshot",
         "_is_pumping",
         "_is_unplaced",
+        "_placed_at",
         "_ring",
         "_selection",
         "_settings",
@@ -219,6 +223,8 @@ class Subscription:
         self._selection = selection
         self._settings = settings
         self._cursor = beginning.cursor
+        # Of the cursor that it begins with.
+        self._epoch = beginning.epoch
         # For each channel, the newest of the events of which a reset told the client that they are gone.
         self._told: Mapping[str, int] = NOTHING
         self._was_reset = beginning.reset
@@ -227,6 +233,8 @@ class Subscription:
         self._closed: set[str] | None = None
         self._ring: ChannelLog | None = None
         self._skipped = 0
+        # When its client was last given a position; long ago where that isn't known.
+        self._placed_at = 0.0
         # The epoch of its cursor, if what it reads has been replaced.
         self._anew: str | None = None
         # The number of the last entry that was there when its client came back; also above 0 if there is an epoch. 0 in between.
@@ -249,6 +257,12 @@ class Subscription:
         head = self._look_up_rings()
         if self.stream.last_event_id is not None:
             self._catches_up_to = head
+        else:
+            self._placed_at = time.monotonic()
+        with self._broker.emitter.lock:
+            if self._broker.log.epoch != self._epoch:
+                # Replaced since the position was taken, when it couldn't be told yet.
+                self.begin_anew(self._epoch)
         self._is_pumping = False
         self.resume()
         return True
@@ -313,7 +327,7 @@ class Subscription:
         """What it reads has been replaced: at its next `pump` it looks for its position, of that epoch, in the log as it is now."""
         if self._anew is None:
             self._anew = epoch
-            self._catches_up_to = self._catches_up_to or 1
+        self._catches_up_to = self._catches_up_to or 1
 
     def pump(self, now: float) -> bool:
         """Writes what lies after the cursor, until there is nothing, the sink takes no more, or its slice of time is over."""
@@ -443,11 +457,13 @@ class Subscription:
                 break
         count = len(frames)
         self._count(shown, entries[-1])
-        if self._skipped >= quarter and not is_over:
+        is_old = not frames and now - self._placed_at > self._settings.history_seconds / 4
+        if self._skipped >= (1 if is_old else quarter) and not is_over:
             # Its position must not fall out of the history only because nothing is to its taste.
             self._skipped = 0
             frames.append(open_frame(self._settings, selection.channels, EventId(broker.log.epoch, self._cursor)))
         if frames:
+            self._placed_at = now
             data = b"".join(frames)
             self.stream.sent(count, len(data), now)
             sink.write(data)

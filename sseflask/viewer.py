@@ -82,8 +82,8 @@ def answer(tasks: Tasks, task_id: str, options: StreamOptions) -> Response:
         frames = reset_frame(settings, resumption.reset or "history", asked, None)
     # Listened to before the record is read: what comes after that is in the log.
     broker.prepare(channels)
-    record = tasks.find_record(task_id) or record
     epoch = broker.position.epoch
+    record = tasks.find_record(task_id) or record
     position = EventId(epoch, max(record.seq, _begun_at(record, epoch)))
     broker.prepare(channels, str(position))
     frames += open_frame(settings, channels, None if record.parts else position)
@@ -96,7 +96,7 @@ def answer(tasks: Tasks, task_id: str, options: StreamOptions) -> Response:
     if shown:
         shown[-1] = _with_id(shown[-1], position)
     cursor = _first_after(broker, record.channel, position.seq)
-    return TaskResponse(tasks, record, Beginning(cursor, frames + b"".join(shown), bool(asked)), options)
+    return TaskResponse(tasks, record, Beginning(cursor, epoch, frames + b"".join(shown), bool(asked)), options)
 
 
 def _begun_at(record: TaskRecord, epoch: str) -> int:

@@ -517,6 +517,25 @@ class TestBounds:
         put(log, "c", "x" * 100)
         assert {channel: kept(log, channel) for channel in "ac"} == {"a": [2, 5, 6], "c": [7, 8, 9]}
 
+    @pytest.mark.parametrize("older", [0, 2])
+    def test_loaded(self, older: int) -> None:
+        """What has just been read of a store gives way last, also where the ring had a part of it: a client waits for it."""
+        size = ENTRY_BYTES + len(entry(1, 0, 100).frame)
+        log = new_log(size=6 * size)
+        asked = [Entry(seq, seq - 1, "asked", entry(seq, 0, 100).frame, None, None, False, 0.0) for seq in (1, 2, 3)]
+        log.seq = 3
+        if older:
+            log.load("asked", asked[older:], last=3, ended=False, limit=8, is_whole=False, now=0)
+        for channel in "abab":
+            put(log, channel, "x" * 100)
+        log.load("asked", asked[: older or 3], last=3, ended=False, limit=8, is_whole=True, now=0)
+        assert {channel: kept(log, channel) for channel in ("asked", "a", "b")} == {"asked": [1, 2, 3], "a": [6], "b": [5, 7]}
+        assert log.find("asked").is_whole  # type: ignore[union-attr]
+        # The next one that is published to comes after it again.
+        put(log, "a", "x" * 100)
+        put(log, "b", "x" * 100)
+        assert {channel: kept(log, channel) for channel in ("asked", "a", "b")} == {"asked": [2, 3], "a": [6, 8], "b": [7, 9]}
+
     def test_small_events_count(self) -> None:
         """Events of a byte can't fill more memory than the bound: what an entry takes besides its frame is counted."""
         log = new_log(history=10**6, size=100 * ENTRY_BYTES)

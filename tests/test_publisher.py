@@ -16,7 +16,7 @@ import pytest
 from flask import Flask
 
 from sseflask import SSE, BrokerUnavailable, EventDecoder, InvalidSetting, Publisher, ServerSentEvent, SSEError
-from sseflask.brokers import Store, open_store
+from sseflask.brokers import Publication, Store, open_store
 from sseflask.config import Settings
 from sseflask.stream import is_final_id
 from tests.redis import RedisServer, free_port, needs_redis
@@ -337,3 +337,15 @@ def test_history_is_as_the_apps(url: str, store: Store) -> None:
     assert events[-1].data == "99"
     # Stores drop a few at a time.
     assert 8 <= len(events) <= 16
+
+
+def test_it_goes_by_the_bytes_of_the_apps_history(tmp_path: Path) -> None:
+    """A publish removes nothing that the app would keep, however many bytes its `SSE_HISTORY_BYTES` allow."""
+    url = f"sqlite:///{tmp_path}/events.sqlite"
+    app = open_store(Settings(history_bytes=1 << 28), url)
+    for number in range(80):
+        app.publish(Publication(f"c{number}", b"data: %b\n\n" % (b"x" * 1_000_000), str(number)))
+    with Publisher(url) as publisher:
+        publisher.publish("done")
+    assert all(reading.entries for reading in app.read({f"c{number}": 0 for number in range(80)}).values())
+    app.close()

@@ -13,9 +13,10 @@ import pytest
 from flask import abort, g, request, session
 
 from sseflask import InvalidEvent, ServerSentEvent, StreamClosed, StreamError, TaskState, current_stream, heartbeat, process
+from sseflask.brokers import sqlite_follower
 from sseflask.errors import BrokerUnavailable
 from tests.live.process import wait_until
-from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, worker
+from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, renew_before_listening, worker
 
 __all__ = ["make_worker", "worker"]
 
@@ -170,6 +171,28 @@ class TestRun:
             assert one.watch(last_event_id=f"{run_of(first)}-7-end").wait_for_end().status == 204
         assert (story.runs, story.ended) == (1, ["returned"])
 
+    @pytest.mark.parametrize("is_asked", [False, True], ids=["pushed", "polled"])
+    def test_ahead_of_the_other(self, pair: Pair, story: Story, monkeypatch: pytest.MonkeyPatch, is_asked: bool) -> None:
+        """A worker that watches a run, and hasn't heard yet of its newest event, goes on after it all the same."""
+        for name in ("POLL_SECONDS", "QUIET_POLL_SECONDS"):
+            monkeypatch.setattr(sqlite_follower, name, 5.0)
+        one, other = pair
+        if not is_asked:
+            # As Redis's, which only listens.
+            monkeypatch.setattr(other.broker._follower, "catch_up", lambda: None)  # type: ignore[attr-defined]
+        first = one.watch()
+        for number in (1, 2, 3):
+            story.allow(number)
+            first.wait_for(None, number)
+            asked = first.events[-1].id
+            viewer = other.watch(last_event_id=asked)
+            wait_until(lambda viewer=viewer: viewer.events, PATIENCE)  # type: ignore[misc]
+            assert (viewer.names[0], viewer.events[0].id) == (OPEN, asked), viewer.body
+            viewer.hang_up()
+        story.allow()
+        first.wait_for_end()
+        assert other.watch(last_event_id=asked).wait_for_end().text == "part 4 part 5 part 6 "
+
     def test_query_argument(self, single: Worker, story: Story) -> None:
         """The position may come in the query, as for those who can't set headers; it isn't part of what is asked for."""
         story.allow()
@@ -196,6 +219,17 @@ class TestRun:
         story.allow()
         assert first.wait_for_end().text == story.text
         assert story.runs == 1
+
+    def test_another_life_before_it_listens(self, single: Worker, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log that begins anew before a viewer listens ends its stream; it isn't left to wait for numbers long past."""
+        first = single.watch()
+        story.allow(3)
+        first.wait_for(None, 3)
+        renew_before_listening(single.broker, monkeypatch)
+        again = single.watch(last_event_id=first.last_event_id)
+        assert again.wait_for_end().names == [OPEN]
+        story.allow(4)
+        is_gone(single.watch(last_event_id=again.last_event_id), again.last_event_id)
 
     def test_expired(self, make_worker: MakeWorker, story: Story) -> None:
         """A run is there while the history is kept after its end, and gone after that."""

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 from flask import Flask, Response
 
+import sseflask.subscription
+import sseflask.waker
 from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, Stream, StreamError, process
 from sseflask.brokers import Broker
 from sseflask.handoff import Handoff
@@ -22,7 +24,9 @@ from sseflask.position import EventId
 from sseflask.producer import Runner, ThreadRunner
 from sseflask.response import HANDOVER
 from sseflask.ring import BATCH_BYTES, Frames
+from tests.brokers.test_sqlite import ShiftedTime
 from tests.live.process import wait_until
+from tests.viewers import renew_before_listening
 
 OPEN, RESET, END, ERROR = "stream-open", "stream-reset", "stream-end", "error"
 OTHER_LIFE = "ba9876543210-5"
@@ -402,6 +406,23 @@ class TestOpening:
         assert (client.sink.end, client.reason) == ("cut", CloseReason.SLOW)
         assert world.connect(*channels, last_event_id=client.last_event_id).received[0].json["reason"] == "history"
 
+    @pytest.mark.parametrize("comes_back", [False, True])
+    @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
+    def test_another_life_before_it_listens(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...], comes_back: bool
+    ) -> None:
+        """A log that begins anew between position and listening is told by a reset, and what it then gets follows."""
+        position = world.publish("1", "2", "3")
+        before = resets()
+        renew_before_listening(world.broker, monkeypatch)
+        client = world.connect(*channels, last_event_id=position if comes_back else None)
+        world.publish("4", "5")
+        assert client.names == [OPEN, RESET, OPEN, None, None]
+        assert client.received[1].json == {"reason": "epoch", "position": position}
+        assert client.data == ["4", "5"]
+        assert client.last_event_id == world.position
+        assert resets() == before + 1
+
     def test_open_event_without_a_name(self, make_world: MakeWorld) -> None:
         """`SSE_OPEN_EVENT = None` opens with an id alone, and with nothing where there is no id yet."""
         world = make_world(SSE_OPEN_EVENT=None)
@@ -514,6 +535,17 @@ class TestSnapshot:
         assert client.data == ["a", "b"]
         world.publish("live")
         assert client.data == ["a", "b", "live"]
+
+    def test_another_life_meanwhile(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A log that begins anew while the snapshot is taken ends the stream: its client's next request shows it again."""
+        position = world.publish("1", "2", "3")
+        renew_before_listening(world.broker, monkeypatch)
+        client = world.connect(snapshot=lambda: "state")
+        assert (client.reason, client.sink.end) == (CloseReason.RESET, "clean")
+        assert client.received[1] == Received(None, "state", position)
+        world.publish("4")
+        again = world.connect(last_event_id=client.last_event_id, snapshot=lambda: "new state")
+        assert (again.names, again.data) == ([RESET, OPEN, None], ["new state"])
 
     def test_failure(self, world: World) -> None:
         """A snapshot that fails is an error of the view; nothing is opened."""
@@ -738,6 +770,35 @@ class TestSelecting:
             channel.publish("hidden")
             position = EventId.parse(client.last_event_id)
             assert position is not None and world.broker.position.seq - position.seq <= 2
+
+    @pytest.mark.parametrize("channels", [("news",), ("news", "other")])
+    def test_position_keeps_up_with_the_time(
+        self, make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, channels: tuple[str, ...]
+    ) -> None:
+        """Where little is published, it gets one before its own is a quarter of what the history keeps too old."""
+        world = make_world(SSE_HISTORY_SECONDS=100)
+        clock = ShiftedTime()
+        for module in (sseflask.subscription, sseflask.waker):
+            monkeypatch.setattr(module, "time", clock)
+        client = world.connect(*channels, filter=lambda event: event.data == "yes")
+        positions = []
+        for _ in range(30):
+            clock.advance(10)
+            world.publish("hidden")
+            positions.append(world.position)
+        # Each third one is more than 25 s after the one before.
+        assert [one.id for one in client.received[1:]] == positions[2::3] and set(client.names) == {OPEN}
+        # What it gets itself is a position too.
+        clock.advance(10)
+        world.publish("yes", "hidden")
+        clock.advance(20)
+        world.publish("hidden")
+        assert client.names[11:] == [None]
+        # One that comes back may come from long ago.
+        asked = client.last_event_id
+        client.hang_up()
+        again = world.connect(*channels, last_event_id=asked, filter=lambda event: False)
+        assert again.names == [OPEN, OPEN] and again.last_event_id == world.position
 
     def test_position_after_a_reset(self, make_world: MakeWorld) -> None:
         """A client of which all that is retained is hidden is reset once, not at each reconnect."""

@@ -33,7 +33,7 @@ from sseflask.brokers import Broker
 from sseflask.errors import BrokerUnavailable
 from sseflask.tasks import MOST_FILES
 from tests.live.process import wait_until
-from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, worker
+from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, renew_before_listening, worker
 
 __all__ = ["make_worker", "worker"]
 
@@ -939,6 +939,28 @@ class TestViewers:
         again = watch(worker, task, position).wait_for_end()
         assert again.names == [RESET, OPEN, "task_progress", "task_completed"]
         assert process.current().stats()["resets"] == before + 2
+
+    @pytest.mark.parametrize("comes_back", [False, True])
+    def test_another_life_before_it_listens(
+        self, worker: Worker, gate: Gate, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+    ) -> None:
+        """A log that begins anew before a viewer listens ends its stream: its next request shows where the task stands."""
+
+        def work() -> Iterator[Any]:
+            yield "one"
+            current_task.progress(1)
+            gate.wait()
+            yield "three"
+
+        task = worker.sse.start(work)
+        gate.wait_for_arrival()
+        position = str(worker.broker.position)
+        renew_before_listening(worker.broker, monkeypatch)
+        viewer = watch(worker, task, position if comes_back else None).wait_for_end()
+        assert viewer.names == ([OPEN] if comes_back else [OPEN, "task_progress"]) and viewer.last_event_id == position
+        gate.open()
+        again = watch(worker, done(task), position).wait_for_end()
+        assert again.names == [RESET, OPEN, "task_progress", "task_completed"]
 
     @pytest.mark.parametrize("asked", ["nonsense", "0123456789ab-5", "-1", "a-b-end"])
     def test_other_ids(self, worker: Worker, asked: str) -> None:

@@ -153,6 +153,19 @@ def own_streams(app: Flask) -> list[Any]:
     return [stream for stream in list(process.current().detached) if stream.app is app]
 
 
+def renew_before_listening(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the log begin another life when the next stream has its position, and is about to listen."""
+    subscribe = broker.subscribe
+
+    def renew(channels: tuple[str, ...], subscriber: Any) -> None:
+        monkeypatch.undo()
+        with broker.emitter.lock:
+            broker.log.renew("ba9876543210", 0)
+        subscribe(channels, subscriber)
+
+    monkeypatch.setattr(broker, "subscribe", renew)
+
+
 MakeWorker = Callable[..., Worker]
 
 

@@ -188,6 +188,18 @@ class Broker(abc.ABC):
             BrokerUnavailable: They can't be read now.
         """
 
+    def catch_up(self, channel: str) -> None:  # noqa: B027
+        """Reads what other processes have published to a channel up to here, if this one hasn't heard of it yet.
+
+        It may come before what other channels had earlier: for a channel that no stream reads together with others. It may wait.
+
+        Args:
+            channel: The channel's name, which `prepare` has been called with.
+
+        Raises:
+            BrokerUnavailable: It can't be read now.
+        """
+
     def count(self, channel: str) -> int:
         """The streams that a channel has, in this process and, as of some seconds ago, in all others.
 

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from sseflask import native
-from sseflask.emitter import Channel, Subscriber
+from sseflask.emitter import RESERVED, Channel, Subscriber
 from sseflask.errors import BrokerUnavailable, TaskEnded
 from sseflask.event import ServerSentEvent, compact_text
 from sseflask.log import Log
 from sseflask.position import EventId
-from sseflask.ring import Entry
+from sseflask.ring import ChannelLog, Entry
 
 from .base import PACE_SECONDS, Broker, Keep, Waker
 from .store import Head, Publication, Reading, Store
@@ -155,8 +155,10 @@ class SharedBroker(Broker):
         with self.emitter.lock:
             if self.log.names():
                 return self.log.position
-        self._advance(self.store.head())
-        return self.log.position
+        head = self.store.head()
+        self._advance(head)
+        # Of another life the log here may not be yet: a native thread leaves that to the streams' own.
+        return EventId(head.epoch, head.seq)
 
     @property
     def is_up(self) -> bool:
@@ -184,6 +186,9 @@ class SharedBroker(Broker):
         if last_event_id is None:
             return
         position = EventId.parse(last_event_id)
+        if position is None:
+            # The event of this id may be another process's, and news to this one.
+            self._follower.catch_up()
         if position is not None and position.epoch == self.log.epoch:
             if position.seq > self.log.seq:
                 # Another process may be ahead of this one.
@@ -193,6 +198,10 @@ class SharedBroker(Broker):
         else:
             wanted = list(channels)
         self._fetch(wanted, whole=True)
+
+    def catch_up(self, channel: str) -> None:
+        """Reads what the store has of a channel that is followed; see `Broker.catch_up`."""
+        self._make_whole([channel])
 
     def subscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
         """Wakes a stream for each new entry of the channels; see `Broker.subscribe`."""
@@ -351,12 +360,12 @@ class SharedBroker(Broker):
         if has_listeners:
             self.emitter.flush()
 
-    def _make_whole(self) -> None:
-        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes."""
+    def _make_whole(self, channels: Collection[str] = ()) -> None:
+        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes and what channels lack."""
         if self._must_renew:
             self._renew()
         with self.emitter.lock:
-            names, self._holes = self._holes, set()
+            names, self._holes = self._holes.union(channels), set()
             lasts = {name: ring.last for name in names if (ring := self.log.find(name)) is not None}
             for name in lasts:
                 self._loading.setdefault(name, [])
@@ -502,7 +511,7 @@ class SharedBroker(Broker):
                     break
             now = time.monotonic()
             with self.emitter.lock:
-                old = self.log.epoch
+                old, find_old = self.log.epoch, self.log.find
                 self.log.renew(head.epoch, max([head.seq, *(reading.seq for reading in readings.values())]))
                 self._must_renew = False
                 for waiting in self._loading.values():
@@ -510,11 +519,21 @@ class SharedBroker(Broker):
                 for name, reading in readings.items():
                     self._load(name, reading, now, is_whole=True)
                     self._let_begin_anew(name, old)
+                    self._let_hear(name, find_old(name), reading.entries)
                 told, self._told = self._told, {}
         if old:
             text = "the broker's log has begun another life: clients that come from the last one are told by a reset"
             log.warning(text, extra={"sse_broker": self.store.url, "sse_epoch": head.epoch})
         self._tell_all(told)
+
+    def _let_hear(self, name: str, old: ChannelLog | None, entries: Sequence[Entry]) -> None:
+        """Puts what processes told one another in a life that this one knew nothing of in line for listeners; under the lock."""
+        found = self.emitter.find(name)
+        if found is not None and found.listeners and name.startswith(RESERVED):
+            known = {(entry.seq, entry.event.data) for entry in old.entries} if old is not None else set()
+            for entry in entries:
+                if (entry.seq, entry.event.data) not in known:
+                    self.emitter.enqueue(name, lambda entry=entry: entry.event)  # type: ignore[misc]
 
     def _is_used(self, name: str) -> bool:
         """Whether a stream or a listener reads the channel; called under the lock."""

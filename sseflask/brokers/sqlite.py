@@ -54,6 +54,9 @@ _WHOLE: Final = f"""
     SELECT channel, entries, (SELECT created FROM events WHERE seq = last) FROM channels
     WHERE history >= {KEEP_ALL} AND entries > 0 AND ended = ? ORDER BY last LIMIT ?"""  # noqa: S608
 _IS_WORKED_ON: Final = "SELECT 1 FROM tasks WHERE channel = ? AND touched >= ?"
+_NOTE_BYTES: Final = """
+    INSERT INTO bounds(one, bytes) VALUES(1, ?)
+    ON CONFLICT(one) DO UPDATE SET bytes = excluded.bytes WHERE bytes <> excluded.bytes"""
 # What keeps all doesn't count before its end.
 _SIZES: Final = f"""
     SELECT channel, entries, bytes FROM channels
@@ -80,6 +83,7 @@ class SQLiteStore:
         history_bytes: int,
         timeout: float,
         synchronous: str = "normal",
+        is_guest: bool = False,
     ) -> None:
         """Stores what it needs; the file is opened, or made, by the first call that needs it, in each process.
 
@@ -90,12 +94,14 @@ class SQLiteStore:
             history_bytes: Bytes that all entries may take, about; the channels published to least recently give way first.
             timeout: Seconds that a call may take while others have the file locked.
             synchronous: `"normal"`, or `"full"`: a publish returns when the disk has the event.
+            is_guest: Whether `history_bytes` counts only as long as the file knows of none: those of the app whose file it is.
         """
         path = os.path.abspath(path)
         self.url = f"sqlite:///{path}"
         self._history = history
         self._seconds = history_seconds
         self._bytes = history_bytes
+        self._is_guest = is_guest
         self._options: dict[str, Any] = {"timeout": timeout, "synchronous": synchronous}
         self._path = path
         self._writing = Connection(path, **self._options)
@@ -103,7 +109,7 @@ class SQLiteStore:
         self.tasks: TaskStore = SQLiteTasks(self._run, writing=self._writing, reading=self._reading, seconds=history_seconds)
         # Both concern one process; a child that inherits them only prunes a little later.
         self._prune_at = 0.0
-        self._unsummed = history_bytes
+        self._unsummed = math.inf
         # Up to this number the file holds only entries of channels that keep all, as long as it is open.
         self._pruned: tuple[Opened | None, int] = (None, 0)
 
@@ -133,6 +139,8 @@ class SQLiteStore:
             db.execute("DELETE FROM streams WHERE process = ? OR until < ?", (process, now))
             rows = [(process, channel, count, now + seconds) for channel, count in counts.items()]
             db.executemany("INSERT INTO streams(process, channel, count, until) VALUES(?, ?, ?, ?)", rows)
+            # An app may have streams, and leave it to others to publish.
+            self._agree_on_bytes(db)
             commit(db)
 
         self._run(self._writing, work)
@@ -232,6 +240,7 @@ class SQLiteStore:
             The number up to which only entries of channels that keep all are left, once this is committed.
         """
         db = opened.db
+        self._agree_on_bytes(db)
         is_done, passed = self._prune_events(opened, now - self._seconds)
         is_done = self._prune_whole(db, now - self._seconds, now - REMEMBERED_SECONDS) and is_done
         is_done = sqlite_tasks.prune(db, now, self._seconds, PRUNE_ROWS) and is_done
@@ -296,6 +305,13 @@ class SQLiteStore:
         db.execute("UPDATE meta SET floor = max(floor, ?)", (rows[-1][0],))
         db.executemany("DELETE FROM channels WHERE channel = ?", [(channel,) for _, channel in rows])
         return bool(count - surplus <= REMEMBERED_CHANNELS)
+
+    def _agree_on_bytes(self, db: sqlite3.Connection) -> None:
+        """Notes how many bytes the app's entries may take, for its guests; a guest goes by that."""
+        if not self._is_guest:
+            db.execute(_NOTE_BYTES, (self._bytes,))
+        elif (noted := db.execute("SELECT bytes FROM bounds").fetchone()) is not None:
+            (self._bytes,) = noted
 
     def _make_room(self, db: sqlite3.Connection) -> bool:
         rows = db.execute(_SIZES).fetchall()

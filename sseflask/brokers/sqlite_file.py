@@ -78,8 +78,10 @@ _ADDED: Final = (
     # Of the channels that keep all they have; ended first, in the order in which they go out of date.
     f"""CREATE INDEX IF NOT EXISTS channels_that_keep_all ON channels(ended, last)
         WHERE history >= {KEEP_ALL} AND entries > 0""",
+    # What all entries may take, by the app whose file it is.
+    "CREATE TABLE IF NOT EXISTS bounds(one INTEGER PRIMARY KEY CHECK(one = 1), bytes INTEGER NOT NULL)",
 )
-_HAS_ADDED: Final = "SELECT count(*) FROM sqlite_master WHERE name = 'channels_that_keep_all'"
+_HAS_ADDED: Final = "SELECT count(*) FROM sqlite_master WHERE name = 'bounds'"
 
 _META: Final = """
     SELECT epoch, boot, base, durable, inode, max(

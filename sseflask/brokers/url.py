@@ -52,12 +52,13 @@ def _make_broker(settings: Settings, url: str, waker: Waker, keep: Keep) -> Brok
     return SharedBroker(store, waker, keep, timeout=settings.broker_timeout, **bounds)  # type: ignore[arg-type]
 
 
-def open_store(settings: Settings, url: str) -> Store:
+def open_store(settings: Settings, url: str, *, is_guest: bool = False) -> Store:
     """The store that a URL names; nothing is connected before it is used.
 
     Args:
         settings: Those of the app whose channels it keeps.
         url: `sqlite:///PATH`, `redis://…`, `rediss://…` or `unix://…`.
+        is_guest: Whether it is somebody else's who publishes to them, and doesn't know all of the app's settings.
 
     Returns:
         The store.
@@ -76,6 +77,7 @@ def open_store(settings: Settings, url: str) -> Store:
             history_bytes=settings.history_bytes,
             timeout=settings.broker_timeout,
             synchronous=synchronous,
+            is_guest=is_guest,
         )
     if url.startswith(("redis://", "rediss://", "unix://")):
         from .redis import RedisStore

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,10 +12,11 @@ from typing import Any
 import pytest
 
 import sseflask.brokers.sqlite_file
-from sseflask.brokers import Broker, SharedBroker
+from sseflask import native
+from sseflask.brokers import Broker, SharedBroker, sqlite_follower
 from sseflask.brokers.sqlite import SQLiteStore
 from sseflask.brokers.store import Reading
-from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, event, resumed
+from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, resumed
 from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
 from tests.live.process import wait_until
 
@@ -102,6 +105,53 @@ class TestSQLiteBroker(BrokerContract):
             assert reads in ([None, 0], [None, None, 0])
         finally:
             broker.close()
+
+    def test_own_id_of_another_process(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A publisher's own id is found also where the process follows its channel, and hasn't heard of the event yet."""
+        for name in ("POLL_SECONDS", "QUIET_POLL_SECONDS"):
+            monkeypatch.setattr(sqlite_follower, name, 5.0)
+        one, other = (open_broker(path=str(tmp_path / "one.db")) for _ in range(2))
+        one.publish("news", event("1"))
+        reader = Reader(other, "news", "more")
+        assert kept(other, "news") == ["1"]
+        one.publish("more", event("2"))
+        one.publish("news", event("3", id="mine"))
+        found = resumed(other, ["news"], "mine")
+        assert (found.reset, found.cursor) == (None, one.position.seq)
+        assert reader.data == ["2", "3"]
+
+    @pytest.mark.parametrize("is_kept", [False, True])
+    def test_told_in_another_life(self, open_broker: Open, tmp_path: Path, is_kept: bool) -> None:
+        """What processes tell one another in a life of the log that one of them doesn't know of yet it hears, and nothing twice."""
+        path = tmp_path / "one.db"
+        broker = open_broker(path=str(path))
+        heard: list[str | None] = []
+        broker.emitter.on("-/control", lambda told: heard.append(told.data))
+        Reader(broker, "news")
+        for _ in range(2):
+            broker.publish("-/control", event("before"))
+        if is_kept:
+            # As after a power cut.
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE meta SET epoch = 'ba9876543210'")
+        else:
+            path.unlink()
+        other = open_broker(path=str(path))
+        for told in ("same", "same"):
+            other.publish("-/control", event(told))
+        wait_until(lambda: broker.log.epoch == other.position.epoch and heard == ["before", "before", "same", "same"], 20)
+        other.publish("-/control", event("after"))
+        wait_until(lambda: heard[4:] == ["after"], 20)
+
+    def test_position_in_a_native_thread(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """A native thread of a process that follows nothing is told where the file's log stands, as streams are."""
+        other = open_broker(path=str(tmp_path / "one.db"))
+        position = other.publish("news", event())
+        broker = open_broker(path=str(tmp_path / "one.db"))
+        with monkeypatch.context() as patched:
+            patched.setattr(native, "is_apart", lambda: True)
+            assert str(broker.position) == position
+        assert str(broker.position) == position
 
 
 class TestSQLiteTasks(SharedTaskContract):

@@ -375,6 +375,33 @@ class TestKept:
         assert texts(store, "old") == [] and len(texts(store, "newer")) == 8
         assert store.read({"old": 0})["old"].last == 50
 
+    @pytest.mark.parametrize("app_publishes", [False, True])
+    def test_bytes_of_a_guest(self, opened: Open, app_publishes: bool) -> None:
+        """Who publishes to an app's file goes by the app's bytes, be they more or fewer than its own, once they are noted there."""
+        guest = opened(history=1000, history_bytes=1 << 18, is_guest=True)
+        body = "x" * 1000
+
+        def kept() -> int:
+            return len(texts(guest, "a"))
+
+        def note(history_bytes: int) -> None:
+            app = opened(history=1000, history_bytes=history_bytes)
+            if app_publishes:
+                app.publish(event("app"))
+            else:
+                app.report("app", {"a": 1}, 60)
+
+        for _ in range(400):
+            guest.publish(event("a", body))
+        assert kept() < 240
+        for history_bytes, fewest, most in ((1 << 20, 399, 700), (1 << 17, 1, 125)):
+            note(history_bytes)
+            # One that goes on looks again once a second.
+            guest = opened(history=1000, history_bytes=1 << 18, is_guest=True)
+            for _ in range(400):
+                guest.publish(event("a", body))
+            assert fewest < kept() < most
+
     def test_full_prune(self, opened: Open, clock: FakeTime, path: Path) -> None:
         """Numbers and the channel's last go on after all entries have gone."""
         store = opened()
@@ -597,7 +624,7 @@ class TestTasks:
         first = store.publish(event("a", "old")).id
         store.close()
         with contextlib.closing(sqlite3.connect(path)) as db:
-            db.executescript("DROP TABLE tasks; DROP TABLE parts; DROP INDEX channels_that_keep_all")
+            db.executescript("DROP TABLE tasks; DROP TABLE parts; DROP INDEX channels_that_keep_all; DROP TABLE bounds")
         one, other = opened(), opened()
         assert one.tasks.create("t", channel="a") and not other.tasks.create("t", channel="a")
         assert other.publish(event("a", "new", task=TaskChange("t", "part"))).id == f"{first[:-1]}2"
