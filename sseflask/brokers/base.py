@@ -245,6 +245,16 @@ class Broker(abc.ABC):
                 self.log.hold(channel)
                 self.emitter.subscribe(channel, subscriber)
 
+    def is_complete(self, channels: Collection[str]) -> bool:
+        """Whether none of these channels waits for entries that came before what others already have; called under the lock.
+
+        A stream that reads several waits with them: past its cursor nothing is sent to it any more.
+
+        Args:
+            channels: Their names.
+        """
+        return True
+
     def unsubscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
         """Takes a stream back. A second call does nothing.
 

@@ -88,6 +88,10 @@ class SQLiteFollower:
         """Tells now, in the calling thread, what has been stored up to here."""
         self._own().catch_up()
 
+    def settle(self) -> None:
+        """Tells all that has been stored up to here; see `Follower.settle`."""
+        self._own().settle()
+
     def close(self) -> None:
         """Ends it for good."""
         self._own().close()
@@ -148,6 +152,18 @@ class _Following:
         if self._channels:
             self._tell(is_asked=True)
 
+    def settle(self) -> None:
+        """Tells what is new, again and again until that is all.
+
+        Raises:
+            BrokerUnavailable: The file can't be read in time.
+        """
+        deadline = time.monotonic() + self._connection.timeout
+        while not self._tell(is_asked=True):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"{self._connection.path} can't be followed now")
+            native.pause(POLL_SECONDS)
+
     def close(self) -> None:
         """Ends the thread, and lets go of the file."""
         with self._lock:
@@ -200,17 +216,19 @@ class _Following:
                 # A listener may raise what ends a greenlet: the follower goes on.
                 log.exception("what follows %s failed", self._connection.path, extra={"sse_broker": str(self._connection.path)})
 
-    def _tell(self, *, is_asked: bool) -> None:
-        """Reads and tells what is new; asked for, even if the file says that nothing is."""
+    def _tell(self, *, is_asked: bool) -> bool:
+        """Reads and tells what is new; asked for, even if the file says that nothing is. Returns whether that could be read."""
         goes_on = True
         while goes_on:
             with self._lock:
                 goes_on = self._look(is_asked=is_asked)
                 said, self._said = self._said, []
+                can_read = not self._is_interrupted and self._busy_since is None
             # Outside: whoever is told may publish, and come back here.
             for say in said:
                 say()
             is_asked = True
+        return can_read
 
     def _look(self, *, is_asked: bool) -> bool:
         """Reads one batch, and feeds it. Returns whether there may be more. Called under the lock."""

@@ -155,6 +155,10 @@ class ShelfFollower:
             self._feed.resumed(head)
         self._feed.tell()
 
+    def settle(self) -> None:
+        """Tells what is new: that is all."""
+        self.catch_up()
+
     def close(self) -> None:
         """Ends it for good."""
         self._closed.set()
