@@ -134,6 +134,10 @@ class RedisFollower:
             late = f"{self._endpoint.address.url}: what it says can't be told within {self._endpoint.timeout:g} s"
             raise BrokerUnavailable(waiting.problem or late)
 
+    def is_here(self) -> bool:
+        """Whether this is its own thread or greenlet, which alone can take Redis's answers."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Ends it for good; see `Follower.close`."""
         with self._lock:
@@ -141,7 +145,7 @@ class RedisFollower:
             self._wanted.clear()
             thread = self._thread
         self._ring()
-        if thread is not None and thread is not threading.current_thread() and not native.is_apart():
+        if thread is not None and not self.is_here() and not native.is_apart():
             thread.join(self._endpoint.timeout)
 
     def _start(self) -> None:

@@ -551,6 +551,11 @@ class SharedBroker(Broker):
         """Follows the channels that have listeners; if the store can't be followed now, as soon as it can."""
         if native.is_apart():
             return
+        if self._follower.is_here():
+            # It would wait for itself.
+            self._keep_house()
+            self._wake.set()
+            return
         with self.emitter.lock:
             # A listener that is called while its caller fetches a channel doesn't wait for that one.
             own = [name for name, fetching in self._fetching.items() if fetching.by == threading.get_ident()]
@@ -574,7 +579,11 @@ class SharedBroker(Broker):
             self._housekeeper.start()
 
     def _keep_house_always(self) -> None:
-        while not self._wake.wait(HOUSEKEEPING_SECONDS):
+        while True:
+            self._wake.wait(HOUSEKEEPING_SECONDS)
+            self._wake.clear()
+            if self._is_closed:
+                return
             try:
                 # What is left in line where a listener raised what ends a greenlet.
                 self.emitter.flush()

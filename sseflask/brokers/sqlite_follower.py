@@ -92,6 +92,10 @@ class SQLiteFollower:
         """Tells all that has been stored up to here; see `Follower.settle`."""
         self._own().settle()
 
+    def is_here(self) -> bool:
+        """Nowhere: who listens reads the file itself."""
+        return False
+
     def close(self) -> None:
         """Ends it for good."""
         self._own().close()

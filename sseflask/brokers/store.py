@@ -250,5 +250,9 @@ class Follower(Protocol):
             BrokerUnavailable: It can't be told in time.
         """
 
+    def is_here(self) -> bool:
+        """Whether the caller, called by the feed, keeps it from what `listen` and `settle` wait for."""
+        ...
+
     def close(self) -> None:
         """Ends it for good."""

@@ -159,6 +159,10 @@ class ShelfFollower:
         """Tells what is new: that is all."""
         self.catch_up()
 
+    def is_here(self) -> bool:
+        """Nothing here waits for its thread."""
+        return False
+
     def close(self) -> None:
         """Ends it for good."""
         self._closed.set()

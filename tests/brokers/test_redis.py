@@ -286,6 +286,25 @@ class TestTwoBrokers:
         assert (found.reset, found.cursor) == (None, parsed(position).seq)
         assert kept(second, "news") == ["1", "2"]
 
+    def test_listener_that_adds_one(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A listener that adds one keeps nobody waiting; the new one hears as soon as its channel can be followed."""
+        monkeypatch.setattr(sseflask.brokers.shared, "HOUSEKEEPING_SECONDS", 60.0)
+        first, second = open_broker(), open_broker()
+        took: list[float] = []
+        heard: list[str | None] = []
+
+        def ask(_: ServerSentEvent) -> None:
+            began = time.monotonic()
+            second.emitter.on("answer", lambda one: heard.append(one.data))
+            took.append(time.monotonic() - began)
+
+        second.emitter.on("question", ask)
+        first.publish("question", event("?"))
+        wait_until(lambda: "answer" in second.log, SETTLING_SECONDS)
+        assert took[0] < 1
+        first.publish("answer", event("!"))
+        wait_until(lambda: heard == ["!"], SETTLING_SECONDS)
+
     def test_token_of_the_other(self, open_broker: Open) -> None:
         """A token that the one has seen stores nothing at the other."""
         first, second = open_broker(), open_broker()
