@@ -380,7 +380,7 @@ class SharedBroker(Broker):
                     waiting = self._loading.pop(name, [])
                     reading = readings.get(name)
                     if reading is None or (reading.epoch == self.log.epoch and reading.seq < self._heard_since):
-                        # The follower may have missed what came after that reading too.
+                        # The follower was interrupted after that reading, and may have missed what came then.
                         self._holes.add(name)
                     elif reading.epoch == self.log.epoch:
                         self._read_on(name, reading, waiting, now)
@@ -487,6 +487,9 @@ class SharedBroker(Broker):
                         self.log.seq = max(self.log.seq, reading.seq)
                         for entry in waiting:
                             self._take_in(entry, now)
+                        if reading.seq < self._heard_since:
+                            # As in `_make_whole`.
+                            self._holes.add(name)
             self._keep_house()
         if self._must_renew:
             self._renew()

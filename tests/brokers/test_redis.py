@@ -16,6 +16,7 @@ import sseflask.brokers.shared
 from sseflask import ServerSentEvent
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.redis import RedisStore
+from sseflask.brokers.store import Reading
 from sseflask.emitter import Channel
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, parsed, resumed
 from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
@@ -375,4 +376,30 @@ class TestTwoBrokers:
             second.publish("news", event(str(number)))
             server.client.client_kill_filter(_type="pubsub")
         wait_until(lambda: reader.data == ["0", "1", "2", "3", "4"], SETTLING_SECONDS)
+        assert reader.missed == 0
+
+    def test_listening_is_cut_off_while_a_channel_is_read(
+        self, server: RedisServer, open_broker: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a channel gets while it is first read, and its process can't listen, its readers get at once."""
+        first, second = open_broker(), open_broker()
+        assert isinstance(first, SharedBroker)
+        Reader(first, "elsewhere")
+        read = first.store.read
+
+        def cutting_off(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+            found = read(after)
+            if after == {"news": None}:
+                monkeypatch.undo()
+                server.client.client_kill_filter(_type="pubsub")
+                second.publish("news", event("1"))
+                wait_until(lambda: first.reconnects, SETTLING_SECONDS)
+            return found
+
+        monkeypatch.setattr(first.store, "read", cutting_off)
+        before = first.position.seq
+        reader = Reader(first, "news")
+        reader.cursor = before
+        reader.pump(0.0)
+        wait_until(lambda: reader.data == ["1"], SETTLING_SECONDS)
         assert reader.missed == 0
