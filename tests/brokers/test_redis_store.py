@@ -244,6 +244,54 @@ class TestLog:
         found = store.read(dict.fromkeys(numbers, 0))
         assert {channel: reading.last for channel, reading in found.items()} == numbers
 
+    def test_many_channels_that_change(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is stored while many channels are read is part of none of the readings, as if all had been read at once."""
+        monkeypatch.setattr(redis_store, "READ_CHANNELS", 1)
+        for channel in "abcde":
+            publish(store, channel)
+        publish(store, "c", is_end=True)
+        read_some = store._read_some
+
+        def publishing(asked: Any) -> Any:
+            found = read_some(asked)
+            if "a" in asked:
+                for channel in "abcdef":
+                    publish(store, channel, is_end=channel == "b")
+            return found
+
+        monkeypatch.setattr(store, "_read_some", publishing)
+        found = store.read({"a": 0, "b": 0, "c": 0, "d": 4, "e": None, "f": 0})
+        assert {channel: chain(reading) for channel, reading in found.items()} == {
+            "a": [(0, 1)],
+            "b": [(0, 2)],
+            "c": [(0, 3), (3, 6)],
+            "d": [],
+            "e": [],
+            "f": [],
+        }
+        assert [found[channel].last for channel in "abcdef"] == [1, 2, 6, 4, 5, 0]
+        assert [found[channel].ended for channel in "abc"] == [False, False, True]
+        assert {reading.seq for reading in found.values()} == {6}
+
+    def test_many_channels_in_two_lives(self, store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where another life begins meanwhile, the readings say so, and those of the other life are whole."""
+        monkeypatch.setattr(redis_store, "READ_CHANNELS", 1)
+        publish(store, "a")
+        read_some = store._read_some
+
+        def flushing(asked: Any) -> Any:
+            found = read_some(asked)
+            if "a" in asked:
+                server.client.flushall()
+                publish(store, "a")
+                publish(store, "b")
+            return found
+
+        monkeypatch.setattr(store, "_read_some", flushing)
+        found = store.read({"a": 0, "b": 0})
+        assert found["a"].epoch != found["b"].epoch
+        assert chain(found["b"]) == [(0, 2)]
+
     @pytest.mark.parametrize("count", [14, 15, 20, 21, 22])
     def test_long_stream(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         """A stream that is longer than what is read at once comes back whole, beside others."""
