@@ -93,8 +93,8 @@ class SQLiteFollower:
         self._own().settle()
 
     def is_here(self) -> bool:
-        """Nowhere: who listens reads the file itself."""
-        return False
+        """Whether this is who has to end an outage, during one: else who listens reads the file itself."""
+        return self._own().is_here()
 
     def close(self) -> None:
         """Ends it for good."""
@@ -129,6 +129,8 @@ class _Following:
         self._busy_since: float | None = None
         self._last_news = 0.0
         self._is_interrupted = False
+        # Which thread or greenlet has said last that it can go on.
+        self._resuming = 0
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._begun = native.Lock()
@@ -167,6 +169,10 @@ class _Following:
             if time.monotonic() > deadline:
                 raise BrokerUnavailable(f"{self._connection.path} can't be followed now")
             native.pause(POLL_SECONDS)
+
+    def is_here(self) -> bool:
+        """Whether it is interrupted, and goes on only when the caller does."""
+        return self._is_interrupted and (threading.get_ident() == self._resuming or threading.current_thread() is self._thread)
 
     def close(self) -> None:
         """Ends the thread, and lets go of the file."""
@@ -259,12 +265,12 @@ class _Following:
             return True
         self.epoch, self.position = head.epoch, head.seq
         if self._is_interrupted:
-            self._is_interrupted = False
             self._said.append(lambda: self._resumed(head))
             return False
         self._last_news = now
         self._feed.arrived(head, found.entries)
         if not found.is_whole:
+            self._is_interrupted = True
             self._said.append(lambda: self._resumed(head))
         self._said.append(self._feed.tell)
         if found.has_more:
@@ -273,12 +279,15 @@ class _Following:
         return found.has_more
 
     def _resumed(self, head: Head) -> None:
+        self._resuming = threading.get_ident()
         try:
             self._feed.resumed(head)
         except BrokerUnavailable as error:
-            with self._lock:
-                self._is_interrupted = True
             self._feed.interrupted(error)
+            return
+        with self._lock:
+            # Only now: what others publish meanwhile comes after what the feed has missed.
+            self._is_interrupted = False
 
     def _interrupt(self, error: Exception) -> None:
         self._busy_since = None

@@ -1251,6 +1251,38 @@ class TestFollower:
         assert told.heads[-1].seq == 100 and told.seqs()[-8:] == list(range(93, 101))
         assert told.entries[0].prev > 0
 
+    @pytest.mark.parametrize("is_outage", [True, False])
+    def test_published_before_the_feed_has_looked(self, opened: Open, *, is_outage: bool) -> None:
+        """As long as the feed looks where its channels stand, it is told nothing that comes after what it misses."""
+        store = opened(history=8)
+        seen: list[int] = []
+
+        class Looking(Told):
+            def resumed(self, head: Head) -> None:
+                if not self.words:
+                    publisher = threading.Thread(target=lambda: (store.publish(event("b")), follower.catch_up()))
+                    publisher.start()
+                    publisher.join()
+                    seen.extend(self.seqs())
+                super().resumed(head)
+
+            def interrupted(self, error: Exception) -> None:
+                pass
+
+        told = Looking()
+        follower = store.follower(told)
+        follower.listen(["a", "b"])
+        own = follower._own()
+        with own._lock:
+            for _ in range(100):
+                store.publish(event("a"))
+            if is_outage:
+                own._interrupt(BrokerUnavailable("not now"))
+        wait_until(lambda: told.seqs()[-1:] == [101])
+        assert told.words == ["resumed"]
+        assert 101 not in seen
+        follower.close()
+
     def test_batches(self, opened: Open, follow: Callable[..., tuple[SQLiteFollower, Told]]) -> None:
         """Much at once comes in parts, each with the head as of its own last entry."""
         store = opened(history=5000)
