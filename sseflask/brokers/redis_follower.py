@@ -193,6 +193,9 @@ class RedisFollower:
         try:
             self._subscribe(session)
             session.wait_for_answers(deadline)
+            with self._lock:
+                # What was stored before they asked is read now, if it had been missed.
+                session.answered.update(self._settling)
             # Taken after the acknowledgement: what was stored before it is at or below the head, what comes after is heard.
             head = self._head()
             self._epoch = head.epoch
@@ -201,6 +204,7 @@ class RedisFollower:
                 self._is_interrupted = False
             self._was_following = True
             self._answer(session)
+            self._settle(session)
             self._attend(session)
             self._was_following = False
         finally:
@@ -261,7 +265,7 @@ class RedisFollower:
         """Lets those go on who waited for what Redis had said before it answered; all of that has been told."""
         if not session.answered:
             return
-        answered, session.answered = session.answered, []
+        answered, session.answered = session.answered, set()
         with self._lock:
             ready = [waiting for waiting in answered if waiting in self._settling]
             self._settling = [waiting for waiting in self._settling if waiting not in ready]
@@ -372,7 +376,7 @@ class _Session:
         self.link = link
         self.asked: set[str] = set()
         self.acknowledged: set[str] = set()
-        self.answered: list[_Waiting] = []
+        self.answered: set[_Waiting] = set()
         self.is_begun = False
         self._endpoint = endpoint
         # Channels by how many answers to SUBSCRIBE are yet to come: the last one counts.
@@ -463,5 +467,5 @@ class _Session:
             elif name.startswith(self._endpoint.live.encode()):
                 self.acknowledged.add(name[len(self._endpoint.live) :].decode())
         elif kind == b"pong":
-            self.answered += self._pings.popleft()
+            self.answered.update(self._pings.popleft())
         return 0

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -987,6 +988,32 @@ class TestFollower:
         wait_until(lambda: _published(store, "t", "a"))
         wait_until(lambda: feed.seqs[-1:] == [1] or "resumed" in feed.outages)
         assert follower._wanted == {"a"}
+
+    def test_settle(self, server: RedisServer, store: RedisStore, follow: Follow) -> None:
+        """Settling returns when all is told that was stored before, also for many at once, and while the connection is lost."""
+        follower, feed = follow(store)
+        follower.listen(["news"])
+
+        def use(_: int) -> None:
+            for _ in range(20):
+                number = publish(store)
+                follower.settle()
+                assert number in feed.seqs or any(isinstance(one, Head) and one.seq >= number for one in feed.told)
+
+        with ThreadPoolExecutor(8) as pool:
+            used = pool.map(use, range(8))
+            for _ in range(3):
+                wait_until(lambda: server.client.client_kill_filter(_type="pubsub"))
+            assert len(list(used)) == 8
+
+    def test_settle_in_time(self, server: RedisServer, open_store: Open, follow: Follow) -> None:
+        """Settling fails in time where Redis doesn't answer."""
+        follower, _ = follow(open_store(server, timeout=0.3))
+        follower.listen(["news"])
+        server.stand_still()
+        with pytest.raises(BrokerUnavailable, match="told within"):
+            follower.settle()
+        server.go_on()
 
     def test_client_kill(self, server: RedisServer, store: RedisStore, follow: Follow) -> None:
         """A listener that Redis has dropped says so once, comes back, and tells where the log stands then."""

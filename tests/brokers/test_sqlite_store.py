@@ -1148,6 +1148,27 @@ class TestFollower:
             follower.catch_up()
             assert told.seqs() == list(range(1, number + 1))
 
+    def test_settle(self, store: SQLiteStore, follow: Callable[..., tuple[SQLiteFollower, Told]]) -> None:
+        """Settling returns when all is told that was stored before, also when an outage is to end first."""
+        follower, told = follow(store, "a")
+        store.publish(event("a"))
+        follower.settle()
+        assert told.seqs() == [1]
+        own = follower._own()
+        with own._lock:
+            own._interrupt(BrokerUnavailable("not now"))
+        store.publish(event("a"))
+        follower.settle()
+        assert told.words[-1] == "resumed" and told.heads[-1].seq == 2
+
+    def test_settle_in_time(self, opened: Open, follow: Callable[..., tuple[SQLiteFollower, Told]], path: Path) -> None:
+        """Settling fails in time where the file can't be read."""
+        follower, _ = follow(opened(timeout=0.3), "a")
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(BrokerUnavailable, match="can't be followed"):
+            follower.settle()
+
     def test_many(self, store: SQLiteStore) -> None:
         """Threads that publish and catch up at once are told in order, once, with the follower's own looking in between."""
 
