@@ -123,6 +123,8 @@ class EventEmitter:
     def on(self, channel: str, listener: Listener) -> Listener:
         """Calls a function with each event of the channel from now on.
 
+        Where a listener adds another and the broker is Redis, that one begins to hear a moment later, when its channel is followed.
+
         Args:
             channel: The channel's name.
             listener: A function of one `ServerSentEvent`.

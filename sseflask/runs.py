@@ -357,7 +357,7 @@ def _resume(watch: Watch, position: RunId) -> Response:
     beginning = _beginning(broker, record.channel, position, is_over=record.state.is_final)
     if beginning is None:
         # The process that runs it may be ahead of this one.
-        broker.catch_up(record.channel)
+        broker.catch_up()
         beginning = _beginning(broker, record.channel, position, is_over=record.state.is_final)
     if beginning is None:
         return _gone(tasks.settings, position)

@@ -492,6 +492,8 @@ class Subscription:
         """The entries after the cursor that go into one write; None if some are gone that the client doesn't know of."""
         log, channels = self._broker.log, self._selection.channels
         with self._broker.emitter.lock:
+            if len(channels) > 1 and not self._broker.is_complete(channels):
+                return []
             gone = missing(self._broker, channels, self._cursor)
             if self._is_unplaced:
                 self._told = gone

@@ -9,8 +9,9 @@ import json
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import pytest
 from flask import Flask, Response
@@ -18,12 +19,14 @@ from flask import Flask, Response
 import sseflask.subscription
 import sseflask.waker
 from sseflask import SSE, CloseReason, EventDecoder, ServerSentEvent, Stream, StreamError, process
-from sseflask.brokers import Broker
+from sseflask.brokers import Broker, SharedBroker
+from sseflask.brokers.store import Publication, Reading
+from sseflask.errors import BrokerUnavailable
 from sseflask.handoff import Handoff
 from sseflask.position import EventId
 from sseflask.producer import Runner, ThreadRunner
 from sseflask.response import HANDOVER
-from sseflask.ring import BATCH_BYTES, Frames
+from sseflask.ring import BATCH_BYTES, Entry, Frames
 from tests.brokers.test_sqlite import ShiftedTime
 from tests.live.process import wait_until
 from tests.viewers import renew_before_listening
@@ -690,6 +693,70 @@ class TestLive:
         world.publish("1")
         client.hang_up()
         assert other.data == ["1", "gone"]
+
+
+class TestMissing:
+    """What a process has missed of one channel, for those who read it together with others."""
+
+    @pytest.fixture
+    def world(self, make_world: MakeWorld, tmp_path: Path) -> World:
+        """One whose log lies in a file."""
+        return make_world(SSE_BROKER_URL=f"sqlite:///{tmp_path}/log.db")
+
+    @pytest.fixture
+    def broker(self, world: World) -> SharedBroker:
+        """Its broker."""
+        assert isinstance(world.broker, SharedBroker)
+        return world.broker
+
+    def miss(self, world: World, broker: SharedBroker, *data: str) -> None:
+        """Publishes what the process doesn't hear of."""
+        missed: list[Entry] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(broker, "arrived", lambda head, entries: missed.extend(entries))
+            world.publish(*data)
+            wait_until(lambda: len(missed) == len(data))
+
+    def test_wait(self, world: World, broker: SharedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As long as it can't be read, streams of several channels wait, the others don't; then they get all, in order."""
+        both, alone = world.connect("news", "other"), world.connect("other")
+        self.miss(world, broker, "1")
+
+        def fail(after: object) -> NoReturn:
+            raise BrokerUnavailable("not now")
+
+        monkeypatch.setattr(broker.store, "read", fail)
+        world.publish("2")
+        world.publish("3", channel="other")
+        assert (both.data, alone.data) == ([], ["3"])
+        monkeypatch.undo()
+        wait_until(lambda: both.data)
+        assert both.data == ["1", "2", "3"]
+
+    def test_nothing_in_it(self, world: World, broker: SharedBroker) -> None:
+        """Those who waited go on also where nothing had been missed."""
+        client = world.connect("news", "other")
+        with broker.emitter.lock:
+            broker._holes.add("news")
+        world.publish("1", channel="other")
+        wait_until(lambda: client.data == ["1"])
+
+    def test_read_ahead(self, world: World, broker: SharedBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is read of a channel beyond what it missed is sent after what other channels had before that."""
+        client = world.connect("news", "other")
+        self.miss(world, broker, "1")
+        read = broker.store.read
+
+        def publishing(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+            monkeypatch.undo()
+            broker.store.publish(Publication("other", b"data: 3\n\n", "t3"))
+            broker.store.publish(Publication("news", b"data: 4\n\n", "t4"))
+            return read(after)
+
+        monkeypatch.setattr(broker.store, "read", publishing)
+        world.publish("2")
+        wait_until(lambda: client.data[-1:] == ["4"])
+        assert client.data == ["1", "2", "3", "4"]
 
 
 class TestSelecting:

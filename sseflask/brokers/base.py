@@ -188,16 +188,11 @@ class Broker(abc.ABC):
             BrokerUnavailable: They can't be read now.
         """
 
-    def catch_up(self, channel: str) -> None:  # noqa: B027
-        """Reads what other processes have published to a channel up to here, if this one hasn't heard of it yet.
-
-        It may come before what other channels had earlier: for a channel that no stream reads together with others. It may wait.
-
-        Args:
-            channel: The channel's name, which `prepare` has been called with.
+    def catch_up(self) -> None:  # noqa: B027
+        """Takes in what other processes have published up to here, if this one hasn't heard of it yet; it may wait.
 
         Raises:
-            BrokerUnavailable: It can't be read now.
+            BrokerUnavailable: It can't be told in time.
         """
 
     def count(self, channel: str) -> int:
@@ -256,6 +251,16 @@ class Broker(abc.ABC):
             for channel in channels:
                 self.log.hold(channel)
                 self.emitter.subscribe(channel, subscriber)
+
+    def is_complete(self, channels: Collection[str]) -> bool:
+        """Whether none of these channels waits for entries that came before what others already have; called under the lock.
+
+        A stream that reads several waits with them: past its cursor nothing is sent to it any more.
+
+        Args:
+            channels: Their names.
+        """
+        return True
 
     def unsubscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
         """Takes a stream back. A second call does nothing.

@@ -7,6 +7,7 @@ stands for two events, and clients are told by a reset.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import time
@@ -27,7 +28,7 @@ from .tasks import TaskStore
 
 #: Seconds that a channel's stream outlives the time for which its last entry is kept: clients come back a little late.
 STREAM_MARGIN: Final = 30
-#: Channels that are read at one moment; of more, each so many are read at a moment of their own, which their readings tell.
+#: Channels that are read by one script: more are read by several.
 READ_CHANNELS: Final = 500
 #: Entries of a channel that are read by one script: a long run is read by several.
 READ_ENTRIES: Final = 2000
@@ -109,11 +110,15 @@ class RedisStore:
         return Head(epoch.decode(), int(seq))
 
     def read(self, after: Mapping[str, int | None]) -> Mapping[str, Reading]:
-        """The parts of some channels, `READ_CHANNELS` of them as of one moment; see `Store.read`."""
+        """The parts of some channels, all as of the moment at which the first were read; see `Store.read`."""
         channels = list(after)
-        found: dict[str, Reading] = {}
-        for first in range(0, len(channels), READ_CHANNELS):
-            found |= self._read({channel: after[channel] for channel in channels[first : first + READ_CHANNELS]})
+        found = self._read({channel: after[channel] for channel in channels[:READ_CHANNELS]}) if channels else {}
+        for first in range(READ_CHANNELS, len(channels), READ_CHANNELS):
+            some = channels[first : first + READ_CHANNELS]
+            moment = found[channels[0]]
+            # Also of those whose entries aren't asked for: before them lies where they stood.
+            readings = self._read({channel: moment.seq if after[channel] is None else after[channel] for channel in some})
+            found |= {channel: _as_of(moment, reading) for channel, reading in readings.items()}
         return found
 
     def report(self, process: str, counts: Mapping[str, int], seconds: float) -> None:
@@ -311,6 +316,18 @@ class _Attempt:
             self.may_have_run = not (may_come_back or is_refusal)
         elif isinstance(error, exceptions.BusyLoadingError | exceptions.AuthenticationError):
             self.may_have_run = False
+
+
+def _as_of(moment: Reading, reading: Reading) -> Reading:
+    """A reading without what was stored after another one, of the same life, was made."""
+    if reading.epoch != moment.epoch:
+        return reading
+    entries = [entry for entry in reading.entries if entry.seq <= moment.seq]
+    last, ended = reading.last, reading.ended
+    if len(entries) < len(reading.entries):
+        # Whether an entry that isn't read was an end doesn't matter: another one follows it.
+        last, ended = reading.entries[len(entries)].prev, bool(entries) and entries[-1].is_end
+    return dataclasses.replace(reading, seq=moment.seq, last=last, ended=ended, entries=entries)
 
 
 def _is_redis(error: Exception) -> bool:

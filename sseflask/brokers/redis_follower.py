@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import logging
 import random
@@ -62,6 +63,8 @@ class RedisFollower:
         self._wanted: set[str] = set()
         self._followed: set[str] = set()
         self._waiting: list[_Waiting] = []
+        # Who waits for what Redis has already said to be told.
+        self._settling: list[_Waiting] = []
         self._bell: tuple[socket.socket, socket.socket] | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -114,6 +117,27 @@ class RedisFollower:
     def catch_up(self) -> None:
         """Does nothing: Redis itself gives word of what this process has stored."""
 
+    def settle(self) -> None:
+        """Waits for an answer of Redis's, which comes after all that it has to say; see `Follower.settle`."""
+        waiting = _Waiting(set())
+        with self._lock:
+            self._settling.append(waiting)
+        self._ring()
+        try:
+            waiting.latch.wait(self._endpoint.timeout)
+        finally:
+            with self._lock:
+                is_late = waiting in self._settling
+                if is_late:
+                    self._settling.remove(waiting)
+        if is_late:
+            late = f"{self._endpoint.address.url}: what it says can't be told within {self._endpoint.timeout:g} s"
+            raise BrokerUnavailable(waiting.problem or late)
+
+    def is_here(self) -> bool:
+        """Whether this is its own thread or greenlet, which alone can take Redis's answers."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Ends it for good; see `Follower.close`."""
         with self._lock:
@@ -121,7 +145,7 @@ class RedisFollower:
             self._wanted.clear()
             thread = self._thread
         self._ring()
-        if thread is not None and thread is not threading.current_thread() and not native.is_apart():
+        if thread is not None and not self.is_here() and not native.is_apart():
             thread.join(self._endpoint.timeout)
 
     def _start(self) -> None:
@@ -169,6 +193,9 @@ class RedisFollower:
         try:
             self._subscribe(session)
             session.wait_for_answers(deadline)
+            with self._lock:
+                # What was stored before they asked is read now, if it had been missed.
+                session.answered.update(self._settling)
             # Taken after the acknowledgement: what was stored before it is at or below the head, what comes after is heard.
             head = self._head()
             self._epoch = head.epoch
@@ -177,6 +204,7 @@ class RedisFollower:
                 self._is_interrupted = False
             self._was_following = True
             self._answer(session)
+            self._settle(session)
             self._attend(session)
             self._was_following = False
         finally:
@@ -193,6 +221,8 @@ class RedisFollower:
             self._answer(session)
             if messages:
                 self._tell(messages)
+            self._settle(session)
+            if messages:
                 # They may come without a pause: others want to run too.
                 native.pause(0)
                 continue
@@ -206,15 +236,18 @@ class RedisFollower:
             self._wait(session.link, session.keep_alive(now))
 
     def _subscribe(self, session: _Session) -> None:
-        """Tells Redis what is followed now."""
+        """Tells Redis what is followed now, and asks it for an answer if somebody waits for what it has said before."""
         with self._lock:
             added = self._wanted - session.asked
             dropped = session.asked - self._wanted
             self._followed -= dropped
+            asking = [waiting for waiting in self._settling if waiting.session is not session]
         if added or not session.is_begun:
             session.subscribe(added)
         if dropped:
             session.unsubscribe(dropped)
+        if asking:
+            session.ask(asking)
 
     def _answer(self, session: _Session) -> None:
         """Lets those go on whose channels have all been acknowledged."""
@@ -225,6 +258,17 @@ class RedisFollower:
             self._followed |= acknowledged & self._wanted
             ready = [waiting for waiting in self._waiting if waiting.channels <= self._followed]
             self._waiting = [waiting for waiting in self._waiting if waiting not in ready]
+        for waiting in ready:
+            waiting.latch.open()
+
+    def _settle(self, session: _Session) -> None:
+        """Lets those go on who waited for what Redis had said before it answered; all of that has been told."""
+        if not session.answered:
+            return
+        answered, session.answered = session.answered, set()
+        with self._lock:
+            ready = [waiting for waiting in answered if waiting in self._settling]
+            self._settling = [waiting for waiting in self._settling if waiting not in ready]
         for waiting in ready:
             waiting.latch.open()
 
@@ -266,7 +310,7 @@ class RedisFollower:
             told = self._endpoint.failed(error)
         with self._lock:
             is_news = self._was_following and bool(self._wanted)
-            for waiting in self._waiting:
+            for waiting in (*self._waiting, *self._settling):
                 waiting.problem = told.problem
         self._was_following = False
         if is_news:
@@ -299,14 +343,22 @@ class RedisFollower:
 
 
 class _Waiting:
-    """One that waits until its channels are followed; `problem` is why they aren't yet."""
+    """One that waits until its channels are followed, or until what Redis has said is told.
 
-    __slots__ = ("channels", "latch", "problem")
+    Attributes:
+        channels: Its channels.
+        latch: What it waits at.
+        problem: Why it waits for so long, where that is known.
+        session: Where Redis was last asked for an answer on its behalf.
+    """
+
+    __slots__ = ("channels", "latch", "problem", "session")
 
     def __init__(self, channels: set[str]) -> None:
         self.channels = channels
         self.latch = native.Latch()
         self.problem: str | None = None
+        self.session: _Session | None = None
 
 
 class _Session:
@@ -315,6 +367,7 @@ class _Session:
     Attributes:
         link: The connection.
         asked: The channels that are subscribed to, or on their way to be.
+        answered: Those who waited for an answer that has come since this was last emptied.
         acknowledged: Those whose subscription was acknowledged since this was last emptied.
         is_begun: Whether the control channel was asked for, which keeps the connection in its mode.
     """
@@ -323,10 +376,13 @@ class _Session:
         self.link = link
         self.asked: set[str] = set()
         self.acknowledged: set[str] = set()
+        self.answered: set[_Waiting] = set()
         self.is_begun = False
         self._endpoint = endpoint
         # Channels by how many answers to SUBSCRIBE are yet to come: the last one counts.
         self._unanswered: dict[bytes, int] = {}
+        # For whom each PING was sent of which the answer is yet to come.
+        self._pings: collections.deque[list[_Waiting]] = collections.deque()
         self._messages: list[_Message] = []
         self._heard = time.monotonic()
         self._pinged: float | None = None
@@ -346,6 +402,13 @@ class _Session:
         """Asks for channels no more."""
         self.asked -= channels
         self._send("UNSUBSCRIBE", *(f"{self._endpoint.live}{channel}".encode() for channel in channels))
+
+    def ask(self, waiting: list[_Waiting]) -> None:
+        """Asks for an answer, for those who wait for what Redis says before it; for none, only whether Redis is there."""
+        for one in waiting:
+            one.session = self
+        self._pings.append(waiting)
+        self._send("PING")
 
     def wait_for_answers(self, deadline: float) -> None:
         """Waits until all subscriptions are acknowledged; the messages that come meanwhile are kept.
@@ -378,7 +441,7 @@ class _Session:
         """
         if self._pinged is None and now - self._heard >= PING_SECONDS:
             self._pinged = now
-            self._send("PING")
+            self.ask([])
         if self._pinged is None:
             return self._heard + PING_SECONDS - now
         remaining = self._pinged + self._endpoint.timeout - now
@@ -403,4 +466,6 @@ class _Session:
                 self._unanswered[name] = left
             elif name.startswith(self._endpoint.live.encode()):
                 self.acknowledged.add(name[len(self._endpoint.live) :].decode())
+        elif kind == b"pong":
+            self.answered.update(self._pings.popleft())
         return 0

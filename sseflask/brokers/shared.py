@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from sseflask import native
 from sseflask.emitter import RESERVED, Channel, Subscriber
@@ -79,12 +79,14 @@ class SharedBroker(Broker):
         # Channels whose entries wait for what the store has of them before.
         self._loading: dict[str, list[Entry]] = {}
         # Channels that are being fetched, and what those wait for who want them too.
-        self._fetching: dict[str, threading.Event] = {}
+        self._fetching: dict[str, _Fetching] = {}
         # When a channel was last left, of those that are followed and that nobody reads.
         self._left: dict[str, float] = {}
         # What the follower has found and `tell` hasn't taken in yet, each with where the log stood.
         self._arrived: collections.deque[tuple[Head, collections.deque[Entry]]] = collections.deque()
         self._arrived_since = 0.0
+        # The number up to which the follower has told all, and the one from which on it has, since it was last interrupted.
+        self._heard = self._heard_since = 0
         # Whom to wake, and channels of which entries are missing: what `tell` has to see to.
         self._told: dict[Channel, None] = {}
         self._holes: set[str] = set()
@@ -199,9 +201,9 @@ class SharedBroker(Broker):
             wanted = list(channels)
         self._fetch(wanted, whole=True)
 
-    def catch_up(self, channel: str) -> None:
-        """Reads what the store has of a channel that is followed; see `Broker.catch_up`."""
-        self._make_whole([channel])
+    def catch_up(self) -> None:
+        """Waits until the follower has told what the store has; see `Broker.catch_up`."""
+        self._follower.settle()
 
     def subscribe(self, channels: tuple[str, ...], subscriber: Subscriber) -> None:
         """Wakes a stream for each new entry of the channels; see `Broker.subscribe`."""
@@ -222,6 +224,10 @@ class SharedBroker(Broker):
             for name in channels:
                 if self.emitter.unsubscribe(name, subscriber) and not self._is_used(name):
                     self._left[name] = now
+
+    def is_complete(self, channels: Collection[str]) -> bool:
+        """Whether none of these channels waits for what is missing; see `Broker.is_complete`."""
+        return self._holes.isdisjoint(channels) and self._loading.keys().isdisjoint(channels)
 
     def count(self, channel: str) -> int:
         """The streams that a channel has, in all processes; see `Broker.count`."""
@@ -291,6 +297,9 @@ class SharedBroker(Broker):
         """
         with self.emitter.lock:
             self._holes.update(self.log.names())
+            if head.epoch == self.log.epoch:
+                self._heard_since = head.seq
+                self._heard = max(self._heard, head.seq)
         self._advance(head)
         self._make_whole()
         if self._trouble is not None:
@@ -320,6 +329,7 @@ class SharedBroker(Broker):
             self._arrived.popleft()
             if head.epoch == self.log.epoch:
                 self.log.seq = max(self.log.seq, head.seq)
+                self._heard = max(self._heard, head.seq)
         return None
 
     def _take_in(self, entry: Entry, now: float) -> None:
@@ -360,12 +370,12 @@ class SharedBroker(Broker):
         if has_listeners:
             self.emitter.flush()
 
-    def _make_whole(self, channels: Collection[str] = ()) -> None:
-        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes and what channels lack."""
+    def _make_whole(self) -> None:
+        """Reads what is missing: all, if the store's log is of another life, else what lies in the holes."""
         if self._must_renew:
             self._renew()
         with self.emitter.lock:
-            names, self._holes = self._holes.union(channels), set()
+            names, self._holes = self._holes, set()
             lasts = {name: ring.last for name in names if (ring := self.log.find(name)) is not None}
             for name in lasts:
                 self._loading.setdefault(name, [])
@@ -378,7 +388,8 @@ class SharedBroker(Broker):
                 for name in lasts:
                     waiting = self._loading.pop(name, [])
                     reading = readings.get(name)
-                    if reading is None:
+                    if reading is None or (reading.epoch == self.log.epoch and reading.seq < self._heard_since):
+                        # The follower was interrupted after that reading, and may have missed what came then.
                         self._holes.add(name)
                     elif reading.epoch == self.log.epoch:
                         self._read_on(name, reading, waiting, now)
@@ -390,19 +401,29 @@ class SharedBroker(Broker):
             self._renew()
 
     def _read_on(self, name: str, reading: Reading, waiting: list[Entry], now: float) -> None:
-        """Adds what was read, and what came in meanwhile, to a ring; where some of it is gone, tells streams. Under the lock."""
+        """Adds what was read, and what came in meanwhile, to a ring; where some of it is gone, tells streams. Under the lock.
+
+        What the follower is still to tell isn't added: streams that read other channels too would be ahead of those.
+        """
         ring = self.log.find(name)
         if ring is None:
             return
         if ring.last < reading.last and (not reading.entries or reading.entries[0].prev > ring.last):
             last = reading.entries[0].prev if reading.entries else reading.last
-            self.log.skip(ring, last, ended=reading.ended, limit=reading.limit)
+            self.log.skip(ring, last, ended=reading.ended and not reading.entries, limit=reading.limit)
             self._let_begin_anew(name, self.log.epoch)
         if ring.last < reading.last:
             ring.limit = reading.limit
-        for entry in (*reading.entries, *waiting):
-            if entry.seq > ring.last:
+        heard = max(self._heard, waiting[-1].seq if waiting else 0)
+        for entry in reading.entries:
+            if ring.last < entry.seq <= heard:
                 self._feed(entry, now)
+        for entry in waiting:
+            self._take_in(entry, now)
+        found = self.emitter.find(name)
+        if found is not None:
+            # Streams that read others too have waited with those.
+            self._told[found] = None
 
     def _let_begin_anew(self, name: str, epoch: str) -> None:
         """Lets the streams of a channel look for their positions of that epoch; called under the lock."""
@@ -426,8 +447,8 @@ class SharedBroker(Broker):
                 if time.monotonic() > deadline:
                     raise BrokerUnavailable(f"{self.store.url} doesn't give the history of a channel in {self._timeout:g} s")
                 mine = [name for name in wanted if name not in self._fetching]
-                others = [self._fetching[name] for name in wanted if name in self._fetching]
-                self._fetching.update(dict.fromkeys(mine, latch))
+                others = [self._fetching[name].latch for name in wanted if name in self._fetching]
+                self._fetching.update(dict.fromkeys(mine, _Fetching(latch, threading.get_ident())))
             try:
                 if mine:
                     self._fetch_now(mine, whole=whole)
@@ -453,7 +474,11 @@ class SharedBroker(Broker):
         try:
             if new:
                 self._follower.listen(new)
-            readings = self.store.read(dict.fromkeys(names, 0 if whole else None))
+            found = self.store.read(dict.fromkeys(names, 0 if whole else None))
+            if new:
+                # Streams that read others too have one cursor: what those had before this moment comes first.
+                self._follower.settle()
+            readings = found
         finally:
             now = time.monotonic()
             with self.emitter.lock:
@@ -470,7 +495,10 @@ class SharedBroker(Broker):
                         self._load(name, reading, now, is_whole=whole)
                         self.log.seq = max(self.log.seq, reading.seq)
                         for entry in waiting:
-                            self._feed(entry, now)
+                            self._take_in(entry, now)
+                        if reading.seq < self._heard_since:
+                            # As in `_make_whole`.
+                            self._holes.add(name)
             self._keep_house()
         if self._must_renew:
             self._renew()
@@ -512,7 +540,8 @@ class SharedBroker(Broker):
             now = time.monotonic()
             with self.emitter.lock:
                 old, find_old = self.log.epoch, self.log.find
-                self.log.renew(head.epoch, max([head.seq, *(reading.seq for reading in readings.values())]))
+                self._heard = self._heard_since = max([head.seq, *(reading.seq for reading in readings.values())])
+                self.log.renew(head.epoch, self._heard)
                 self._must_renew = False
                 for waiting in self._loading.values():
                     waiting.clear()
@@ -544,8 +573,15 @@ class SharedBroker(Broker):
         """Follows the channels that have listeners; if the store can't be followed now, as soon as it can."""
         if native.is_apart():
             return
+        if self._follower.is_here():
+            # It would wait for itself.
+            self._keep_house()
+            self._wake.set()
+            return
         with self.emitter.lock:
-            names = [name for name in self.emitter.listened() if name not in self.log]
+            # A listener that is called while its caller fetches a channel doesn't wait for that one.
+            own = [name for name, fetching in self._fetching.items() if fetching.by == threading.get_ident()]
+            names = [name for name in self.emitter.listened() if name not in self.log and name not in own]
         try:
             self._fetch(names, whole=False)
         except BrokerUnavailable as error:
@@ -565,7 +601,11 @@ class SharedBroker(Broker):
             self._housekeeper.start()
 
     def _keep_house_always(self) -> None:
-        while not self._wake.wait(HOUSEKEEPING_SECONDS):
+        while True:
+            self._wake.wait(HOUSEKEEPING_SECONDS)
+            self._wake.clear()
+            if self._is_closed:
+                return
             try:
                 # What is left in line where a listener raised what ends a greenlet.
                 self.emitter.flush()
@@ -599,7 +639,7 @@ class SharedBroker(Broker):
             for name in gone:
                 self.log.drop(name)
             # Who wants one of them now waits until it can be followed anew.
-            self._fetching.update(dict.fromkeys(gone, latch))
+            self._fetching.update(dict.fromkeys(gone, _Fetching(latch, threading.get_ident())))
         try:
             if gone:
                 self._follower.unlisten(gone)
@@ -619,3 +659,15 @@ class SharedBroker(Broker):
         self.store.report(self._process, counts, REPORT_LASTS_SECONDS)
         self._reported, self._reported_changes = counts, changes
         self._report_due = now + REPORT_SECONDS
+
+
+class _Fetching(NamedTuple):
+    """That a channel is being fetched.
+
+    Attributes:
+        latch: Set when that is over.
+        by: The thread or greenlet that does it.
+    """
+
+    latch: threading.Event
+    by: int

@@ -88,6 +88,14 @@ class SQLiteFollower:
         """Tells now, in the calling thread, what has been stored up to here."""
         self._own().catch_up()
 
+    def settle(self) -> None:
+        """Tells all that has been stored up to here; see `Follower.settle`."""
+        self._own().settle()
+
+    def is_here(self) -> bool:
+        """Whether this is who has to end an outage, during one: else who listens reads the file itself."""
+        return self._own().is_here()
+
     def close(self) -> None:
         """Ends it for good."""
         self._own().close()
@@ -121,6 +129,8 @@ class _Following:
         self._busy_since: float | None = None
         self._last_news = 0.0
         self._is_interrupted = False
+        # Which thread or greenlet has said last that it can go on.
+        self._resuming = 0
         self._is_closed = False
         self._thread: threading.Thread | None = None
         self._begun = native.Lock()
@@ -147,6 +157,22 @@ class _Following:
         """Tells what is new, whether or not the file says that something is."""
         if self._channels:
             self._tell(is_asked=True)
+
+    def settle(self) -> None:
+        """Tells what is new, again and again until that is all.
+
+        Raises:
+            BrokerUnavailable: The file can't be read in time.
+        """
+        deadline = time.monotonic() + self._connection.timeout
+        while not self._tell(is_asked=True):
+            if time.monotonic() > deadline:
+                raise BrokerUnavailable(f"{self._connection.path} can't be followed now")
+            native.pause(POLL_SECONDS)
+
+    def is_here(self) -> bool:
+        """Whether it is interrupted, and goes on only when the caller does."""
+        return self._is_interrupted and (threading.get_ident() == self._resuming or threading.current_thread() is self._thread)
 
     def close(self) -> None:
         """Ends the thread, and lets go of the file."""
@@ -200,17 +226,19 @@ class _Following:
                 # A listener may raise what ends a greenlet: the follower goes on.
                 log.exception("what follows %s failed", self._connection.path, extra={"sse_broker": str(self._connection.path)})
 
-    def _tell(self, *, is_asked: bool) -> None:
-        """Reads and tells what is new; asked for, even if the file says that nothing is."""
+    def _tell(self, *, is_asked: bool) -> bool:
+        """Reads and tells what is new; asked for, even if the file says that nothing is. Returns whether that could be read."""
         goes_on = True
         while goes_on:
             with self._lock:
                 goes_on = self._look(is_asked=is_asked)
                 said, self._said = self._said, []
+                can_read = not self._is_interrupted and self._busy_since is None
             # Outside: whoever is told may publish, and come back here.
             for say in said:
                 say()
             is_asked = True
+        return can_read
 
     def _look(self, *, is_asked: bool) -> bool:
         """Reads one batch, and feeds it. Returns whether there may be more. Called under the lock."""
@@ -237,12 +265,12 @@ class _Following:
             return True
         self.epoch, self.position = head.epoch, head.seq
         if self._is_interrupted:
-            self._is_interrupted = False
             self._said.append(lambda: self._resumed(head))
             return False
         self._last_news = now
         self._feed.arrived(head, found.entries)
         if not found.is_whole:
+            self._is_interrupted = True
             self._said.append(lambda: self._resumed(head))
         self._said.append(self._feed.tell)
         if found.has_more:
@@ -251,12 +279,15 @@ class _Following:
         return found.has_more
 
     def _resumed(self, head: Head) -> None:
+        self._resuming = threading.get_ident()
         try:
             self._feed.resumed(head)
         except BrokerUnavailable as error:
-            with self._lock:
-                self._is_interrupted = True
             self._feed.interrupted(error)
+            return
+        with self._lock:
+            # Only now: what others publish meanwhile comes after what the feed has missed.
+            self._is_interrupted = False
 
     def _interrupt(self, error: Exception) -> None:
         self._busy_since = None

@@ -243,5 +243,16 @@ class Follower(Protocol):
     def catch_up(self) -> None:
         """Tells now, in the calling thread, what this process has itself stored, if the store gives no word of its own."""
 
+    def settle(self) -> None:
+        """Returns when all has been told that was stored, in the channels that it follows, before this call.
+
+        Raises:
+            BrokerUnavailable: It can't be told in time.
+        """
+
+    def is_here(self) -> bool:
+        """Whether the caller, called by the feed, keeps it from what `listen` and `settle` wait for."""
+        ...
+
     def close(self) -> None:
         """Ends it for good."""

@@ -100,6 +100,8 @@ class Reader:
         """Reads all there is."""
         with self._broker.emitter.lock:
             log = self._broker.log
+            if len(self._channels) > 1 and not self._broker.is_complete(self._channels):
+                return False
             if self._anew is not None:
                 resumption = log.resume(self._channels, str(EventId(self._anew, self.cursor)))
                 self._anew, self.cursor = None, resumption.cursor

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import pytest
@@ -12,10 +13,11 @@ import pytest
 import sseflask.brokers.base
 import sseflask.brokers.shared
 from sseflask.brokers import Broker, SharedBroker
-from sseflask.brokers.store import Head
+from sseflask.brokers.store import Head, Reading
 from sseflask.brokers.tasks import REMEMBERED_SECONDS, Lease, TaskChange, TaskRecord, TaskState
 from sseflask.emitter import Channel
 from sseflask.errors import TaskEnded
+from sseflask.event import ServerSentEvent
 from sseflask.ring import KEEP_ALL, Entry
 from tests.brokers.contract import HISTORY_SECONDS, Clock, InlineWaker, Reader, event, kept, parsed, resumed, run_together
 
@@ -444,6 +446,65 @@ class TaskContract:
 
 class SharedTaskContract(TaskContract):
     """What brokers of several processes promise besides."""
+
+    def test_channel_that_is_not_followed_yet(self, pair: tuple[Broker, Broker], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who comes back for several channels, one of them new to its process, reads what another has on its way there, too."""
+        one, other = pair
+        assert isinstance(other, SharedBroker)
+        before = one.publish("elsewhere", event("0"))
+        Reader(other, "news")
+        is_held_up, may_go_on = threading.Event(), threading.Event()
+
+        def hold_up(_: ServerSentEvent) -> None:
+            is_held_up.set()
+            may_go_on.wait(10)
+
+        other.emitter.on("slow", hold_up)
+        read = other.store.read
+
+        def publishing(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+            monkeypatch.undo()
+            one.publish("slow", event("1"))
+            self.wait_for(is_held_up.is_set)
+            one.publish("news", event("2"))
+            one.publish("user", event("3"))
+            # Where the thread is held up that tells of news, whoever comes waits for it.
+            threading.Timer(0.5, may_go_on.set).start()
+            return read(after)
+
+        monkeypatch.setattr(other.store, "read", publishing)
+        channels = ("news", "user")
+        assert resumed(other, list(channels), before).reset is None
+        reader = Reader(other, *channels)
+        reader.cursor = parsed(before).seq
+        reader.pump(0.0)
+        self.wait_for(lambda: reader.data[-1:] == ["3"])
+        assert reader.data == ["2", "3"]
+
+    def test_listener_in_the_middle_of_listening(self, pair: tuple[Broker, Broker], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A listener that adds one while another is being added waits for no more than its own channel."""
+        one, other = pair
+        assert isinstance(other, SharedBroker)
+        took: list[float] = []
+
+        def add(_: ServerSentEvent) -> None:
+            began = time.monotonic()
+            other.emitter.once("inner", lambda _: None)
+            took.append(time.monotonic() - began)
+
+        other.emitter.on("asked", add)
+        read = other.store.read
+
+        def publishing(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+            if "outer" in after:
+                one.publish("asked", event("1"))
+            return read(after)
+
+        monkeypatch.setattr(other.store, "read", publishing)
+        other.emitter.on("outer", lambda _: None)
+        self.wait_for(lambda: bool(took))
+        assert took[0] < 2
+        self.wait_for(lambda: {"inner", "outer"} <= set(other.log.names()))
 
     def test_keep_all_with_a_hole(self, open_pair: OpenPair, monkeypatch: pytest.MonkeyPatch) -> None:
         """What a process missed of a run, however much, is read when it hears of what follows; it keeps all from then on too."""

@@ -155,6 +155,14 @@ class ShelfFollower:
             self._feed.resumed(head)
         self._feed.tell()
 
+    def settle(self) -> None:
+        """Tells what is new: that is all."""
+        self.catch_up()
+
+    def is_here(self) -> bool:
+        """Nothing here waits for its thread."""
+        return False
+
     def close(self) -> None:
         """Ends it for good."""
         self._closed.set()

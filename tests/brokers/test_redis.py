@@ -16,6 +16,7 @@ import sseflask.brokers.shared
 from sseflask import ServerSentEvent
 from sseflask.brokers import Broker, SharedBroker
 from sseflask.brokers.redis import RedisStore
+from sseflask.brokers.store import Reading
 from sseflask.emitter import Channel
 from tests.brokers.contract import HISTORY_SECONDS, BrokerContract, Clock, InlineWaker, Open, Reader, event, kept, parsed, resumed
 from tests.brokers.contract_tasks import OpenPair, SharedTaskContract
@@ -286,6 +287,25 @@ class TestTwoBrokers:
         assert (found.reset, found.cursor) == (None, parsed(position).seq)
         assert kept(second, "news") == ["1", "2"]
 
+    def test_listener_that_adds_one(self, open_broker: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A listener that adds one keeps nobody waiting; the new one hears as soon as its channel can be followed."""
+        monkeypatch.setattr(sseflask.brokers.shared, "HOUSEKEEPING_SECONDS", 60.0)
+        first, second = open_broker(), open_broker()
+        took: list[float] = []
+        heard: list[str | None] = []
+
+        def ask(_: ServerSentEvent) -> None:
+            began = time.monotonic()
+            second.emitter.on("answer", lambda one: heard.append(one.data))
+            took.append(time.monotonic() - began)
+
+        second.emitter.on("question", ask)
+        first.publish("question", event("?"))
+        wait_until(lambda: "answer" in second.log, SETTLING_SECONDS)
+        assert took[0] < 1
+        first.publish("answer", event("!"))
+        wait_until(lambda: heard == ["!"], SETTLING_SECONDS)
+
     def test_token_of_the_other(self, open_broker: Open) -> None:
         """A token that the one has seen stores nothing at the other."""
         first, second = open_broker(), open_broker()
@@ -356,4 +376,30 @@ class TestTwoBrokers:
             second.publish("news", event(str(number)))
             server.client.client_kill_filter(_type="pubsub")
         wait_until(lambda: reader.data == ["0", "1", "2", "3", "4"], SETTLING_SECONDS)
+        assert reader.missed == 0
+
+    def test_listening_is_cut_off_while_a_channel_is_read(
+        self, server: RedisServer, open_broker: Open, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a channel gets while it is first read, and its process can't listen, its readers get at once."""
+        first, second = open_broker(), open_broker()
+        assert isinstance(first, SharedBroker)
+        Reader(first, "elsewhere")
+        read = first.store.read
+
+        def cutting_off(after: Mapping[str, int | None]) -> Mapping[str, Reading]:
+            found = read(after)
+            if after == {"news": None}:
+                monkeypatch.undo()
+                server.client.client_kill_filter(_type="pubsub")
+                second.publish("news", event("1"))
+                wait_until(lambda: first.reconnects, SETTLING_SECONDS)
+            return found
+
+        monkeypatch.setattr(first.store, "read", cutting_off)
+        before = first.position.seq
+        reader = Reader(first, "news")
+        reader.cursor = before
+        reader.pump(0.0)
+        wait_until(lambda: reader.data == ["1"], SETTLING_SECONDS)
         assert reader.missed == 0

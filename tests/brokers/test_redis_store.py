@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,54 @@ class TestLog:
         numbers = {f"c{number}": publish(store, f"c{number}") for number in range(30)}
         found = store.read(dict.fromkeys(numbers, 0))
         assert {channel: reading.last for channel, reading in found.items()} == numbers
+
+    def test_many_channels_that_change(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is stored while many channels are read is part of none of the readings, as if all had been read at once."""
+        monkeypatch.setattr(redis_store, "READ_CHANNELS", 1)
+        for channel in "abcde":
+            publish(store, channel)
+        publish(store, "c", is_end=True)
+        read_some = store._read_some
+
+        def publishing(asked: Any) -> Any:
+            found = read_some(asked)
+            if "a" in asked:
+                for channel in "abcdef":
+                    publish(store, channel, is_end=channel == "b")
+            return found
+
+        monkeypatch.setattr(store, "_read_some", publishing)
+        found = store.read({"a": 0, "b": 0, "c": 0, "d": 4, "e": None, "f": 0})
+        assert {channel: chain(reading) for channel, reading in found.items()} == {
+            "a": [(0, 1)],
+            "b": [(0, 2)],
+            "c": [(0, 3), (3, 6)],
+            "d": [],
+            "e": [],
+            "f": [],
+        }
+        assert [found[channel].last for channel in "abcdef"] == [1, 2, 6, 4, 5, 0]
+        assert [found[channel].ended for channel in "abc"] == [False, False, True]
+        assert {reading.seq for reading in found.values()} == {6}
+
+    def test_many_channels_in_two_lives(self, store: RedisStore, server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where another life begins meanwhile, the readings say so, and those of the other life are whole."""
+        monkeypatch.setattr(redis_store, "READ_CHANNELS", 1)
+        publish(store, "a")
+        read_some = store._read_some
+
+        def flushing(asked: Any) -> Any:
+            found = read_some(asked)
+            if "a" in asked:
+                server.client.flushall()
+                publish(store, "a")
+                publish(store, "b")
+            return found
+
+        monkeypatch.setattr(store, "_read_some", flushing)
+        found = store.read({"a": 0, "b": 0})
+        assert found["a"].epoch != found["b"].epoch
+        assert chain(found["b"]) == [(0, 2)]
 
     @pytest.mark.parametrize("count", [14, 15, 20, 21, 22])
     def test_long_stream(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -939,6 +988,32 @@ class TestFollower:
         wait_until(lambda: _published(store, "t", "a"))
         wait_until(lambda: feed.seqs[-1:] == [1] or "resumed" in feed.outages)
         assert follower._wanted == {"a"}
+
+    def test_settle(self, server: RedisServer, store: RedisStore, follow: Follow) -> None:
+        """Settling returns when all is told that was stored before, also for many at once, and while the connection is lost."""
+        follower, feed = follow(store)
+        follower.listen(["news"])
+
+        def use(_: int) -> None:
+            for _ in range(20):
+                number = publish(store)
+                follower.settle()
+                assert number in feed.seqs or any(isinstance(one, Head) and one.seq >= number for one in feed.told)
+
+        with ThreadPoolExecutor(8) as pool:
+            used = pool.map(use, range(8))
+            for _ in range(3):
+                wait_until(lambda: server.client.client_kill_filter(_type="pubsub"))
+            assert len(list(used)) == 8
+
+    def test_settle_in_time(self, server: RedisServer, open_store: Open, follow: Follow) -> None:
+        """Settling fails in time where Redis doesn't answer."""
+        follower, _ = follow(open_store(server, timeout=0.3))
+        follower.listen(["news"])
+        server.stand_still()
+        with pytest.raises(BrokerUnavailable, match="told within"):
+            follower.settle()
+        server.go_on()
 
     def test_client_kill(self, server: RedisServer, store: RedisStore, follow: Follow) -> None:
         """A listener that Redis has dropped says so once, comes back, and tells where the log stands then."""

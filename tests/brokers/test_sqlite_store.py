@@ -1175,6 +1175,27 @@ class TestFollower:
             follower.catch_up()
             assert told.seqs() == list(range(1, number + 1))
 
+    def test_settle(self, store: SQLiteStore, follow: Callable[..., tuple[SQLiteFollower, Told]]) -> None:
+        """Settling returns when all is told that was stored before, also when an outage is to end first."""
+        follower, told = follow(store, "a")
+        store.publish(event("a"))
+        follower.settle()
+        assert told.seqs() == [1]
+        own = follower._own()
+        with own._lock:
+            own._interrupt(BrokerUnavailable("not now"))
+        store.publish(event("a"))
+        follower.settle()
+        assert told.words[-1] == "resumed" and told.heads[-1].seq == 2
+
+    def test_settle_in_time(self, opened: Open, follow: Callable[..., tuple[SQLiteFollower, Told]], path: Path) -> None:
+        """Settling fails in time where the file can't be read."""
+        follower, _ = follow(opened(timeout=0.3), "a")
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(BrokerUnavailable, match="can't be followed"):
+            follower.settle()
+
     def test_many(self, store: SQLiteStore) -> None:
         """Threads that publish and catch up at once are told in order, once, with the follower's own looking in between."""
 
@@ -1277,6 +1298,38 @@ class TestFollower:
         wait_until(lambda: told.calls == ["arrived", "resumed", "tell"])
         assert told.heads[-1].seq == 100 and told.seqs()[-8:] == list(range(93, 101))
         assert told.entries[0].prev > 0
+
+    @pytest.mark.parametrize("is_outage", [True, False])
+    def test_published_before_the_feed_has_looked(self, opened: Open, *, is_outage: bool) -> None:
+        """As long as the feed looks where its channels stand, it is told nothing that comes after what it misses."""
+        store = opened(history=8)
+        seen: list[int] = []
+
+        class Looking(Told):
+            def resumed(self, head: Head) -> None:
+                if not self.words:
+                    publisher = threading.Thread(target=lambda: (store.publish(event("b")), follower.catch_up()))
+                    publisher.start()
+                    publisher.join()
+                    seen.extend(self.seqs())
+                super().resumed(head)
+
+            def interrupted(self, error: Exception) -> None:
+                pass
+
+        told = Looking()
+        follower = store.follower(told)
+        follower.listen(["a", "b"])
+        own = follower._own()
+        with own._lock:
+            for _ in range(100):
+                store.publish(event("a"))
+            if is_outage:
+                own._interrupt(BrokerUnavailable("not now"))
+        wait_until(lambda: told.seqs()[-1:] == [101])
+        assert told.words == ["resumed"]
+        assert 101 not in seen
+        follower.close()
 
     def test_batches(self, opened: Open, follow: Callable[..., tuple[SQLiteFollower, Told]]) -> None:
         """Much at once comes in parts, each with the head as of its own last entry."""
