@@ -14,6 +14,7 @@ from flask.sansio.app import App
 
 from . import auth, cli, process, progress, runs, signals, viewer, views
 from .auth import Authorize
+from .callback import check_callback
 from .channel import Channel, checked_event, checked_name, one_name
 from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions
 from .current import heartbeat
@@ -65,6 +66,7 @@ class SSE(Blueprint):
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
             ValueError: A Blueprint can't have this name.
         """
         super().__init__(name, __name__, **options)
@@ -86,6 +88,7 @@ class SSE(Blueprint):
         Raises:
             InvalidSetting: There is no `url_prefix`, or the app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
         """
         prefix = options.get("url_prefix")
         if prefix is None:
@@ -106,7 +109,12 @@ class SSE(Blueprint):
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
         """
+        if not isinstance(app, Flask):
+            raise TypeError(
+                f"SSE takes a Flask app, SSE(app), or none yet, SSE(), not {app!r}; its name as a Blueprint is SSE(name=…)"
+            )
         installed = app.extensions.get(KEY)
         if installed is None:
             app.extensions[KEY] = Installation(self, Settings.from_config(app.config), file_name(app))
@@ -131,6 +139,7 @@ class SSE(Blueprint):
             InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
             BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
             RuntimeError: A token was presented, and the app has no secret key.
+            TypeError: The app's rule says neither True nor False nor None.
         """
         return views.subscribe(self, request.args.getlist("channel"))
 
@@ -303,7 +312,7 @@ class SSE(Blueprint):
 
         Raises:
             InvalidChannel: The channel can't have this name.
-            TypeError: What it decorates can't be called.
+            TypeError: What it decorates can't be called, or is asynchronous or a generator function.
         """
         name = checked_name(channel)
 
@@ -383,10 +392,15 @@ class SSE(Blueprint):
             InvalidSetting: An option has a value that it can't have.
             InvalidEvent: An event of the snapshot can't be written. What else the snapshot raises, it raises here.
             BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
+            TypeError: `snapshot` or `filter` can't be called, or is asynchronous; or `event` is neither a name nor several.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
+        if snapshot is not None:
+            check_callback(snapshot, "snapshot is a function that gives the events that come first", may_yield=True)
+        if filter is not None:
+            check_callback(filter, "filter is a function of one event")
         names = tuple(dict.fromkeys(map(checked_name, channels)))
-        events = None if event is None else frozenset([event] if isinstance(event, str) else event)
+        events = None if event is None else _event_names(event)
         options = DEFAULTS
         if not keepalive is timeout is retry is max_age is UNSET:
             options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
@@ -485,10 +499,12 @@ class SSE(Blueprint):
 
         Raises:
             InvalidChannel: The channel can't have this name.
+            TypeError: `target` can't be called, as a generator that has been made already, or is asynchronous.
             BrokerUnavailable: Nothing can be published now; nothing has been started.
             RuntimeError: It is called from a native thread of a process whose greenlets it can't reach; or there is no app context,
                 and not exactly one app has this extension.
         """
+        check_callback(target, "sse.start takes a function and then its arguments, as in sse.start(work, 7)", may_yield=True)
         name = checked_name(channel) if channel is not None else None
         return self.installation.tasks.start(self._app(), target, args, kwargs, channel=name)
 
@@ -597,12 +613,17 @@ class SSE(Blueprint):
         token. Views that call `subscribe` or `publish` themselves are asked nothing.
 
         Args:
-            rule: `(action, channel) -> bool`, called in the request's context. Actions are `"subscribe"`, `"publish"`, and, with
-                the channel `"*"`, `"inspect"` for metrics and statistics.
+            rule: `(action, channel) -> bool`, called in the request's context: True opens, False and None don't, and anything else
+                is an error. Actions are `"subscribe"`, `"publish"`, and, with the channel `"*"`, `"inspect"` for metrics and
+                statistics.
 
         Returns:
             The rule.
+
+        Raises:
+            TypeError: The rule can't be called, or is asynchronous or a generator function.
         """
+        check_callback(rule, "@sse.authorize takes a plain function of an action and a channel")
         self.find_authorization = rule
         return rule
 
@@ -612,12 +633,16 @@ class SSE(Blueprint):
         It is also what `disconnect` names clients by, and whom a resumable stream belongs to.
 
         Args:
-            find: Takes no argument; what it returns counts as text. None, or anything else that is false, for a client that isn't
-                known: it isn't limited.
+            find: Takes no argument, and returns a string, a whole number or a UUID, which counts as text. None, or anything else
+                that is false, is for a client that isn't known: it isn't limited.
 
         Returns:
             The function.
+
+        Raises:
+            TypeError: It can't be called, or is asynchronous or a generator function.
         """
+        check_callback(find, "@sse.client_key takes a plain function without arguments")
         self.find_client_key = find
         return find
 
@@ -734,6 +759,14 @@ class SSE(Blueprint):
 def tuple_of(names: Any) -> Any:
     """A list of names as a tuple; what is no list as it is, for the options to judge."""
     return tuple(names) if isinstance(names, list | set | frozenset) else names
+
+
+def _event_names(event: str | Iterable[str]) -> frozenset[str]:
+    """The names of the events that a subscription's client gets."""
+    names = [event] if isinstance(event, str) else list(event) if isinstance(event, Iterable) else [event]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"event is the name of the events that the client gets, or a list of names, not {event!r}")
+    return frozenset(names)
 
 
 def _streaming(sse: SSE, view: Callable[P, Any], *, options: StreamOptions) -> Callable[P, Any]:

@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,6 +16,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from . import process, signals
 from .brokers import Broker
+from .callback import name_of
 from .config import UNSET, Settings, StreamOptions
 from .context import GeneratorContext
 from .errors import BrokerUnavailable
@@ -203,6 +205,9 @@ class EventSourceResponse(Response):
 
         Returns:
             The function.
+
+        Raises:
+            TypeError: It can't be called, or is asynchronous or a generator function.
         """
         return self.event_stream.on_close(func)
 
@@ -463,10 +468,19 @@ def active_request() -> Request | None:
 
 
 def find_client() -> str | None:
-    """Who the client of the current request is, as the app's `sse.client_key` says; None where it doesn't."""
+    """Who the client of the current request is, as the app's `sse.client_key` says; None where it doesn't.
+
+    Raises:
+        TypeError: It says what can't be told apart from others by its text.
+    """
     installed = current_app.extensions.get("sse")
     find = installed.sse.find_client_key if installed is not None else None
     key = find() if find is not None else None
+    if key and not isinstance(key, str | int | uuid.UUID):
+        # An object's text may have its address in it, another one in each request: nobody would be limited.
+        raise TypeError(
+            f"{name_of(find)} gives {key!r}: @sse.client_key's function returns a string, a whole number, a UUID or None"
+        )
     return str(key) if key else None
 
 

@@ -45,6 +45,7 @@ from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
 from sseflask.testing import FakeClock
 from tests.live.process import wait_until
+from tests.test_callback import waits, waits_and_yields, yields
 
 TWO = b"data: one\n\ndata: two\n\n"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -715,6 +716,16 @@ class TestEventSourceResponse:
         assert (reply.status_code, reply.data, reply.headers["Content-Type"]) == (200, b"", EVENT_STREAM)
         assert (ran, process.current().opened) == ([], opened)
 
+    @pytest.mark.parametrize("callback", [waits, waits_and_yields, yields, None])
+    def test_callbacks_that_would_not_run(self, app: Flask, callback: Any) -> None:
+        """A callback of a stream's end that can't be called, or is asynchronous, is refused."""
+        with app.test_request_context():
+            response = EventSourceResponse(iter(()))
+            for add in (response.call_on_close, response.event_stream.on_close):
+                with pytest.raises(TypeError, match="on_close takes a function without arguments, not "):
+                    add(callback)
+            response.close()
+
     def test_call_on_close(self, app: Flask, client: FlaskClient) -> None:
         """What is to be called when the response is closed is called once, when the stream has ended."""
         calls: list[str] = []
@@ -771,6 +782,15 @@ class TestInstalling:
         assert (installed.sse, installed.settings.retry) == (sse, 5)
         assert isinstance(installed.settings, Settings)
         assert app.blueprints == {"sse": sse}
+
+    @pytest.mark.parametrize("install", [SSE, SSE().init_app])
+    @pytest.mark.parametrize("app", [__name__, Flask])
+    def test_no_app(self, install: Any, app: Any) -> None:
+        """What is no app, such as the name that a Blueprint would take, is refused."""
+        with pytest.raises(
+            TypeError, match=r"SSE takes a Flask app, SSE\(app\), or none yet, SSE\(\), not .*; its name as a Blueprint"
+        ):
+            install(app)
 
     @pytest.mark.parametrize("options", [{}, {"url_prefix": None}, {"url_prefix": ""}, {"url_prefix": "/"}])
     def test_without_a_prefix(self, app: Flask, options: dict[str, Any]) -> None:

@@ -139,6 +139,7 @@ class ServerSentEventsBlueprint(SSE):
             ValueError: A Blueprint can't have this name.
             InvalidSetting: An `app` was given, and its configuration has a wrong value.
             AlreadyInstalled: An `app` was given that has another `SSE`.
+            TypeError: An `app` was given that is no Flask app.
         """
         options.setdefault("root_path", get_root_path(import_name))
         super().__init__(name=name, **options)
@@ -171,6 +172,7 @@ class ServerSentEventsBlueprint(SSE):
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
         """
         super().init_app(app)
         with contextlib.suppress(KeyError):
