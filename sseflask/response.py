@@ -52,6 +52,12 @@ STOPPING: Final = "the worker is stopping"
 #: What is named when the channels can't be read now.
 UNAVAILABLE: Final = "the broker is unavailable"
 
+#: What a server is told of that waits for the end of each response before it reads the next request.
+ONE_AT_A_TIME: Final = (
+    "this server serves one request at a time, and until this stream ends nobody else is answered: gunicorn's sync worker is for "
+    "short responses, start it with -k sseflask.worker.StreamWorker"
+)
+
 #: What metrics call the limits.
 REFUSALS: Final = {
     "SSE_MAX_STREAMS": "max_streams",
@@ -296,6 +302,8 @@ class EventIterable(Iterator[bytes]):
             self._stream.sink_ended()
             self._answer(response, refusal(limit, self._settings), environ, start_response)
             return None
+        if handover is None and environ.get("wsgi.multithread") is False:
+            self._warn_of_one_at_a_time(environ)
         # A worker's producer has run already, until it waited.
         failure = self._handoff.open(None if timeout is None else max(timeout - (time.monotonic() - began), 0.0))
         if failure is not None:
@@ -323,6 +331,11 @@ class EventIterable(Iterator[bytes]):
             # Many servers hold the headers back until the first bytes.
             return EMPTY_COMMENT
         return self._handoff.take()
+
+    def _warn_of_one_at_a_time(self, environ: WSGIEnvironment) -> None:
+        """Says once that gunicorn's default worker does nothing beside a stream. gevent's own server says so of its threads too."""
+        if environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/") and process.current().is_first(ONE_AT_A_TIME):
+            log.warning(ONE_AT_A_TIME, extra=self._stream.log_extra)
 
     def _begin(self, producer: Source, response: EventSourceResponse, handover: Handover | None) -> str | None:
         """Starts the producer. Returns why there can be no stream now; None if there is one."""

@@ -726,6 +726,41 @@ class TestEventSourceResponse:
                     add(callback)
             response.close()
 
+    @pytest.mark.parametrize(
+        ("software", "threads", "count"),
+        [
+            ("gunicorn/23.0.0", False, 1),
+            ("gunicorn/23.0.0", True, 0),
+            ("gevent/25.9 gunicorn/23.0.0", True, 0),
+            ("gevent/25.9 Python/3.11", False, 0),
+            ("Werkzeug/3.1.3", True, 0),
+            ("waitress", True, 0),
+            (None, False, 0),
+        ],
+    )
+    def test_one_request_at_a_time(
+        self,
+        app: Flask,
+        sse: SSE,
+        client: FlaskClient,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        software: str | None,
+        threads: bool,
+        count: int,
+    ) -> None:
+        """A server that does nothing beside a stream is warned of, once; none that does, nor the test client."""
+        monkeypatch.setattr(process.current(), "_said", set())
+        app.get("/")(sse.stream(two))
+        environ: dict[str, Any] = {"wsgi.multithread": threads}
+        if software is not None:
+            environ["SERVER_SOFTWARE"] = software
+        for _ in range(2):
+            assert client.get("/", environ_overrides=environ).data == TWO
+        warned = [record for record in caplog.records if "one request at a time" in record.getMessage()]
+        assert len(warned) == count
+        assert all("-k sseflask.worker.StreamWorker" in record.getMessage() for record in warned)
+
     def test_call_on_close(self, app: Flask, client: FlaskClient) -> None:
         """What is to be called when the response is closed is called once, when the stream has ended."""
         calls: list[str] = []
