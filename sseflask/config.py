@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import logging
 import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +15,12 @@ from .event import MAX_RETRY_MS
 
 __all__ = ["Settings", "StreamOptions"]
 
+log = logging.getLogger("sseflask.config")
+
 Check = Callable[[str, Any], Any]
+
+#: Where Flask-SSE's apps say which Redis they use.
+FLASK_SSE_URL: Final = "SSE_REDIS_URL"
 
 #: Seconds that a resumable generator goes on when its last client has left, unless its view says otherwise.
 DETACH_GRACE: Final = 30.0
@@ -286,6 +293,26 @@ class Settings:
         settings = cls(**values)
         in_use.add(settings)
         return settings
+
+
+def warn_of_unknown(config: Mapping[str, Any], *, besides: tuple[str, ...] = ()) -> None:
+    """Logs a warning for each name that begins as our settings do and is none: other extensions may have such names, too.
+
+    Args:
+        config: An app's configuration.
+        besides: Names that aren't in `Settings` and have a meaning in this app.
+    """
+    known = [f"SSE_{field.name.upper()}" for field in dataclasses.fields(Settings)]
+    for name in config:
+        if not isinstance(name, str) or not name.startswith("SSE_") or name in known or name in besides:
+            continue
+        if name == FLASK_SSE_URL:
+            hint = "; it is Flask-SSE's, here SSE_BROKER_URL takes its place (sseflask.compat.flask_sse reads both)"
+        else:
+            # What all begin with makes none more alike.
+            near = difflib.get_close_matches(name[4:], [other[4:] for other in known], n=1, cutoff=0.5)
+            hint = f"; did you mean SSE_{near[0]}?" if near else ""
+        log.warning("%s is no setting of sseflask, and changes nothing here%s", name, hint, extra={"sse_setting": name})
 
 
 #: The settings of every app of this process, for checks that concern the whole server (its graceful time-out).

@@ -7,7 +7,7 @@ import inspect
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
@@ -16,7 +16,7 @@ from . import auth, cli, process, progress, runs, signals, viewer, views
 from .auth import Authorize
 from .callback import check_callback
 from .channel import Channel, checked_event, checked_name, one_name
-from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions
+from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions, warn_of_unknown
 from .current import heartbeat
 from .emitter import EventEmitter, Listener, check_listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
@@ -53,7 +53,10 @@ class SSE(Blueprint):
         find_authorization: The rule that `authorize` has decorated; None before that.
         find_client_key: The function that `client_key` has decorated; None before that.
         listeners: What `on` has decorated, each function with its channel's name before it.
+        other_settings: Names of settings that it reads besides those of `Settings`.
     """
+
+    other_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, app: Flask | None = None, *, name: str = "sse", **options: Any) -> None:
         """Makes the extension.
@@ -119,6 +122,7 @@ class SSE(Blueprint):
         if installed is None:
             app.extensions[KEY] = Installation(self, Settings.from_config(app.config), file_name(app))
             self._installed.append(weakref.ref(app))
+            warn_of_unknown(app.config, besides=self.other_settings)
             auth.redact_server_logs()
             cli.install(app)
             for kind, answer in views.ANSWERS.items():
