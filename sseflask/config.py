@@ -205,8 +205,9 @@ class Settings:
         history_seconds: Seconds that a channel keeps them; in one that has gone quiet the older ones stay until the last has had
             its time. The ends of tasks and resumable runs are kept as long.
         history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
-        max_streams_per_client: Streams of one client in a worker, told apart by address or by `@sse.client_key`; None for no
-            limit. Behind a proxy all clients have its address, unless the app sets `ProxyFix` up.
+        max_streams_per_client: Streams of one client in a worker, told apart by `@sse.client_key`, or, in an app without it, by
+            address; None for no limit. A client for which `client_key` returns None isn't limited. Behind a proxy all clients
+            have its address, unless the app sets `ProxyFix` up.
         max_channels_per_stream: Channels that one subscription may name.
         slow_client: What becomes of a client that falls behind its channel's history: `"disconnect"`, so that it reconnects and
             replays, or `"latest"`, a reset event and then what is published from there on.

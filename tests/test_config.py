@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,6 +275,13 @@ class TestStreamOptions:
     def test_unset(self) -> None:
         """What stands for an option that isn't given says so."""
         assert repr(UNSET) == "the app's setting"
+
+
+@pytest.mark.parametrize("page", ["docs/how-to/secure.md", "docs/how-to/notify.md", "sseflask/config.py", "sseflask/extension.py"])
+def test_who_is_not_limited(page: str) -> None:
+    """Each text that says whom `SSE_MAX_STREAMS_PER_CLIENT` counts says whom it doesn't."""
+    text = " ".join((Path(__file__).resolve().parents[1] / page).read_text().split())
+    assert re.search(r"None[^.]*isn't limited", text)
 
 
 @pytest.mark.parametrize(("name", "hint"), UNKNOWN)
