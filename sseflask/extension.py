@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,10 +12,11 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
+from flask.signals import request_started
 
 from . import auth, cli, process, progress, runs, signals, viewer, views
 from .auth import Authorize
-from .callback import check_callback
+from .callback import check_callback, name_of
 from .channel import Channel, checked_event, checked_name, one_name
 from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions, warn_of_unknown
 from .current import heartbeat
@@ -35,6 +37,8 @@ from .response import (
 from .stream import is_final_id
 from .subscription import Filter, Selection, Snapshot
 from .tasks import Task
+
+log = logging.getLogger("sseflask.stream")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,6 +81,7 @@ class SSE(Blueprint):
         self.find_client_key: Callable[[], object] | None = None
         self.listeners: list[tuple[str, Listener]] = []
         self._installed: list[weakref.ref[Flask]] = []
+        self._streaming: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
         views.install(self)
         if app is not None:
             self.init_app(app)
@@ -123,6 +128,8 @@ class SSE(Blueprint):
             app.extensions[KEY] = Installation(self, Settings.from_config(app.config), file_name(app))
             self._installed.append(weakref.ref(app))
             warn_of_unknown(app.config, besides=self.other_settings)
+            # Only then are all views there; from the second request on nobody listens.
+            request_started.connect(self._check_order, app)
             auth.redact_server_logs()
             cli.install(app)
             for kind, answer in views.ANSWERS.items():
@@ -737,6 +744,20 @@ class SSE(Blueprint):
             signals.event_published.send(app, channel=channel, event=to_event(event), id=event_id)
         return event_id
 
+    def _check_order(self, app: Flask, **_: Any) -> None:
+        """Tells, at an app's first request, of views that a route has taken from below their `@sse.stream`."""
+        request_started.disconnect(self._check_order, app)
+        routed = list(app.view_functions.values())
+        reached = {id(function) for view in routed for function in _wrapped_by(view)}
+        for streaming in list(self._streaming):
+            if id(streaming) not in reached and any(function in routed for function in _wrapped_by(streaming)):
+                log.error(
+                    "%s is routed without its @sse.stream, and what it yields is no event stream: @sse.stream goes below the "
+                    "route, between @app.get(…) and def",
+                    name_of(streaming),
+                    extra={"sse_function": name_of(streaming)},
+                )
+
     def _apps(self) -> list[Flask]:
         return [app for reference in self._installed if (app := reference()) is not None]
 
@@ -790,4 +811,12 @@ def _streaming(sse: SSE, view: Callable[P, Any], *, options: StreamOptions) -> C
             return (EventSourceResponse(result[0], options=options), *result[1:])
         return EventSourceResponse(result, options=options) if isinstance(result, Iterator) else result
 
+    sse._streaming.add(streaming)  # noqa: SLF001
     return streaming
+
+
+def _wrapped_by(view: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+    """A view, and what decorators have made it of, one by one, as `functools.wraps` tells."""
+    while view is not None:
+        yield view
+        view = getattr(view, "__wrapped__", None)

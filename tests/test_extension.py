@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import io
 import json
 import logging
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
@@ -24,6 +27,7 @@ from flask import (
     stream_with_context,
     url_for,
 )
+from flask.signals import request_started
 from flask.testing import FlaskClient
 from flask.views import MethodView, View
 
@@ -75,6 +79,16 @@ def two() -> Iterator[str]:
     """Two events."""
     yield "one"
     yield "two"
+
+
+def login_required(view: Any) -> Any:
+    """A decorator, as apps have them."""
+
+    @functools.wraps(view)
+    def checked(*args: Any, **options: Any) -> Any:
+        return view(*args, **options)
+
+    return checked
 
 
 class TestForms:
@@ -233,6 +247,53 @@ class TestForms:
                 yield "instead"
 
         assert client.get("/").data == b"data: instead\n\n"
+
+
+class TestOrder:
+    """`@sse.stream` goes below the route."""
+
+    @pytest.mark.parametrize("decorated", [lambda view: view, login_required], ids=["alone", "decorated"])
+    @pytest.mark.parametrize("kind", ["app", "blueprint"])
+    def test_above(
+        self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture, kind: str, decorated: Any
+    ) -> None:
+        """Above it, an error names the view and the right order, at the first request, once, wherever the route was added."""
+        pages = Blueprint("pages", __name__)
+
+        @sse.stream
+        @decorated
+        @(app if kind == "app" else pages).get("/two")
+        def my_view() -> Iterator[str]:
+            yield "no event"
+
+        app.register_blueprint(pages)
+        for _ in range(2):
+            client.get("/other")
+        (line,) = (record for record in caplog.records if "without its @sse.stream" in record.getMessage())
+        assert line.levelname == "ERROR" and "my_view is routed" in line.getMessage() and "below the route" in line.getMessage()
+        assert not list(request_started.receivers_for(app))
+
+    def test_below(self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+        """Below it, and where a view is routed both ways, or streamed in another, there is nothing to tell."""
+        for number, view in enumerate((sse.stream(two), login_required(sse.stream(two)), two, sse.stream(login_required(two)))):
+            app.add_url_rule(f"/{number}", f"view-{number}", view)
+        app.add_url_rule("/inside", "inside", lambda: app.make_response(sse.stream(two)()))
+        assert [client.get(path).data for path in ("/0", "/1", "/2", "/3", "/inside")] == [TWO, TWO, b"onetwo", TWO, TWO]
+        assert "without its @sse.stream" not in caplog.text
+
+    def test_nothing_is_kept(self, sse: SSE) -> None:
+        """A view that is decorated in each request, and knows itself, doesn't stay."""
+
+        def decorate() -> weakref.ref[Any]:
+            @sse.stream
+            def own() -> Iterator[str]:
+                yield repr(own)
+
+            return weakref.ref(own)
+
+        decorated = decorate()
+        gc.collect()
+        assert decorated() is None
 
 
 class TestContexts:
