@@ -822,6 +822,20 @@ class TestEventSourceResponse:
         assert len(warned) == count
         assert all("-k sseflask.worker.StreamWorker" in record.getMessage() for record in warned)
 
+    def test_written_by_hand(
+        self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A generator that writes the format itself is warned of, once a process, and its text is data as any other."""
+        monkeypatch.setattr(process.current(), "_said", set())
+        app.add_url_rule("/data", "data", sse.stream(lambda: iter(["data", "data: later\n\n"])))
+        app.add_url_rule("/written", "written", sse.stream(lambda: iter(["data: hello\n\n", "data: more\n\n"])))
+        client.get("/data")
+        assert "written already" not in caplog.text
+        for _ in range(2):
+            assert client.get("/written").data.startswith(b"data: data: hello\ndata: \ndata: \n\n")
+        (line,) = (record for record in caplog.records if "written already" in record.getMessage())
+        assert line.levelname == "WARNING" and "/written yields" in line.getMessage() and "ServerSentEvent(" in line.getMessage()
+
     def test_call_on_close(self, app: Flask, client: FlaskClient) -> None:
         """What is to be called when the response is closed is called once, when the stream has ended."""
         calls: list[str] = []
