@@ -16,6 +16,8 @@ from itsdangerous import BadData, URLSafeSerializer
 from .callback import name_of
 from .errors import SSEError
 
+log = logging.getLogger("sseflask.auth")
+
 #: `(action, channel)` to whether the current request may; actions are `"subscribe"`, `"publish"` and `"inspect"`.
 Authorize = Callable[[str, str], bool | None]
 
@@ -120,6 +122,13 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
             continue
         token = token or presented(app, action)
         if token is None or not token.allows(action, channel):
+            log.info(
+                "%s of %r is refused: %s",
+                action,
+                channel,
+                _what_could_open(action, authorize, token),
+                extra={"sse_channel": channel, "sse_path": request.path},
+            )
             raise Refused(403, "this is not open to you" if action == "inspect" else f"this channel is not open to you: {channel}")
     return None if token is None else token.expires - time.time()
 
@@ -133,6 +142,14 @@ def _says_yes(rule: Authorize, action: str, channel: str) -> bool:
             "allowed, False or None where it isn't"
         )
     return answer is True
+
+
+def _what_could_open(action: str, rule: Authorize | None, token: Token | None) -> str:
+    """What could have let a request in, and didn't, for the log: to its client this is no business."""
+    tried = ["no pattern of SSE_PUBLIC_CHANNELS matches"] if action == "subscribe" else []
+    tried.append("there is no @sse.authorize rule" if rule is None else f"the @sse.authorize rule {name_of(rule)} doesn't allow it")
+    tried.append("no token came with it" if token is None else "its token is for something else")
+    return ", ".join(tried)
 
 
 class RedactTokens(logging.Filter):

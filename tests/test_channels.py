@@ -858,6 +858,33 @@ class TestWhoMay:
                 decorate(rule)
         refusal(closed_site.get("/events/a"), 403)
 
+    def test_why_it_is_closed(self, closed_site: Site, caplog: pytest.LogCaptureFixture) -> None:
+        """The log says of a refusal what could have opened the channel, and nothing of the token; the client isn't told."""
+        caplog.set_level(logging.INFO, "sseflask.auth")
+
+        def told(response: TestResponse) -> str:
+            assert "SSE_PUBLIC_CHANNELS" not in refusal(response, 403)
+            (line,) = (record for record in caplog.records if record.name == "sseflask.auth")
+            caplog.clear()
+            assert line.levelname == "INFO" and line.sse_path.startswith("/events/")  # type: ignore[attr-defined]
+            return line.getMessage()
+
+        assert told(closed_site.get("/events/a")) == (
+            "subscribe of 'a' is refused: no pattern of SSE_PUBLIC_CHANNELS matches, there is no @sse.authorize rule, "
+            "no token came with it"
+        )
+
+        @closed_site.sse.authorize
+        def my_rule(action: str, channel: str) -> bool:
+            return False
+
+        token = closed_site.sse.sign("b")
+        line = told(closed_site.post("/events/a%20line", data="x", **as_bearer(token)))
+        assert "the @sse.authorize rule " in line and "my_rule doesn't allow it" in line
+        assert line.startswith("publish of 'a line' is refused: the @sse") and line.endswith("its token is for something else")
+        assert token not in line and "SSE_PUBLIC" not in line
+        assert told(closed_site.get("/events/-/stats")).startswith("inspect of '*' is refused: the @sse.authorize rule")
+
     def test_authorize_that_aborts(self, closed_site: Site) -> None:
         """A rule may also answer by itself."""
         closed_site.sse.authorize(lambda action, channel: abort(418))
