@@ -90,6 +90,8 @@ def _broker_url(name: str, value: Any) -> str:
     if not isinstance(value, str) or not (value == "auto" or value.startswith(schemes)) or value == "sqlite:///":
         shown = redacted(value) if isinstance(value, str) else value
         raise InvalidSetting(name, shown, '"auto", memory://, sqlite:///PATH, redis://HOST:PORT/DB, rediss://… or unix://PATH')
+    if value.startswith("sqlite:///:memory:"):
+        raise InvalidSetting(name, value, "memory:// for each process's own memory: SQLite's would be a file of that name")
     return value
 
 

@@ -316,7 +316,7 @@ class SSE(Blueprint):
         It runs where the event is published, or where it arrives from the broker; what it raises is logged.
 
         Args:
-            channel: The channel's name, 1 to 200 bytes.
+            channel: The channel's name, 1 to 200 bytes; it is no pattern.
 
         Returns:
             The decorator, which takes a function of one `ServerSentEvent` and returns it.
@@ -384,7 +384,7 @@ class SSE(Blueprint):
         missed, or a reset event that says that something is gone.
 
         Args:
-            channels: Their names, 1 to 200 bytes each; one that is named twice counts once.
+            channels: Their names, 1 to 200 bytes each, none of which is a pattern; one that is named twice counts once.
             snapshot: Called when the position is taken, with it if it takes an argument; the events that it gives (one, or several)
                 come first. What is published meanwhile follows, so it may repeat what they show. It runs again after a reset.
             filter: Called with each event; the client gets those for which it is true. It must not wait.
@@ -477,7 +477,7 @@ class SSE(Blueprint):
         Args:
             client_key: The client, as `sse.client_key` names it; without such a rule, and with `SSE_MAX_STREAMS_PER_CLIENT`, its
                 address.
-            channel: The channel's name.
+            channel: The channel's name; it is no pattern.
 
         Raises:
             InvalidSubscription: Neither was given.
@@ -775,7 +775,9 @@ class SSE(Blueprint):
         apps = self._apps()
         if len(apps) != 1:
             problem = (
-                "it is installed on none" if not apps else f"it is installed on {len(apps)}: enter the context of the one you mean"
+                'it is installed on none: app.register_blueprint(sse, url_prefix="/events"), or sse.init_app(app), installs it'
+                if not apps
+                else f"it is installed on {len(apps)}: enter the context of the one you mean"
             )
             raise RuntimeError(f"this SSE can't tell which app is meant: {problem}")
         return apps[0]

@@ -351,9 +351,24 @@ class TestApps:
                 sse.publish(str(site is one))
         assert [page.wait(2)[1].data for page in pages] == ["True", "False"]
 
+    def test_names_are_no_patterns(self, site: Site) -> None:
+        """A name that looks like a pattern is a channel's like any other, for listeners, streams and what ends them."""
+        heard: list[str | None] = []
+        site.sse.on("news/*")(lambda event: heard.append(event.data))
+        page, other = site.open("/events/news/*"), site.open("/events/news/a")
+        other.wait(1)
+        site.sse.publish("of a", channel="news/a")
+        site.sse.publish("of *", channel="news/*")
+        assert page.wait(2)[1].data == "of *" and other.wait(2)[1].data == "of a" and heard == ["of *"]
+        site.sse.disconnect(channel="news/*")
+        page.wait_for_end()
+        site.sse.publish("still there", channel="news/a")
+        assert other.wait(3)[2].data == "still there"
+
     def test_no_app(self) -> None:
         """Without any it is said too."""
-        with pytest.raises(RuntimeError, match="installed on none"):
+        remedy = r'installed on none: app\.register_blueprint\(sse, url_prefix="/events"\), or sse\.init_app\(app\), installs it'
+        with pytest.raises(RuntimeError, match=remedy):
             SSE().publish("x")
 
     def test_several_processes(self, site: Site) -> None:

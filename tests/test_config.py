@@ -277,6 +277,13 @@ class TestStreamOptions:
         assert repr(UNSET) == "the app's setting"
 
 
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:///:memory:?synchronous=off"])
+def test_sqlite_in_memory(url: str) -> None:
+    """What SQLite calls a database in memory would be a file of that name: it is refused with what is meant."""
+    with pytest.raises(InvalidSetting, match=r"SSE_BROKER_URL is 'sqlite.*; it must be memory:// for each process's own memory"):
+        Settings.from_config({"SSE_BROKER_URL": url})
+
+
 @pytest.mark.parametrize("page", ["docs/how-to/secure.md", "docs/how-to/notify.md", "sseflask/config.py", "sseflask/extension.py"])
 def test_who_is_not_limited(page: str) -> None:
     """Each text that says whom `SSE_MAX_STREAMS_PER_CLIENT` counts says whom it doesn't."""
