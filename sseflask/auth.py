@@ -13,10 +13,13 @@ from typing import Final
 from flask import Flask, request
 from itsdangerous import BadData, URLSafeSerializer
 
+from .callback import name_of
 from .errors import SSEError
 
+log = logging.getLogger("sseflask.auth")
+
 #: `(action, channel)` to whether the current request may; actions are `"subscribe"`, `"publish"` and `"inspect"`.
-Authorize = Callable[[str, str], object]
+Authorize = Callable[[str, str], bool | None]
 
 ACTIONS: Final = ("subscribe", "publish", "inspect")
 #: What an app's rule gets as the channel of what concerns all of them: metrics and statistics.
@@ -101,7 +104,7 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
         app: The app.
         action: One of `ACTIONS`.
         channels: The channels' names.
-        authorize: The app's own rule; what it allows needs nothing else.
+        authorize: The app's own rule; where it says True, nothing else is needed.
         public: Glob patterns of what anyone may subscribe to.
 
     Returns:
@@ -109,17 +112,44 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
 
     Raises:
         Refused: It may not.
+        TypeError: The rule says neither True nor False nor None.
     """
     token: Token | None = None
     for channel in channels:
         if action == "subscribe" and any(fnmatch.fnmatchcase(channel, pattern) for pattern in public):
             continue
-        if authorize is not None and authorize(action, channel):
+        if authorize is not None and _says_yes(authorize, action, channel):
             continue
         token = token or presented(app, action)
         if token is None or not token.allows(action, channel):
+            log.info(
+                "%s of %r is refused: %s",
+                action,
+                channel,
+                _what_could_open(action, authorize, token),
+                extra={"sse_channel": channel, "sse_path": request.path},
+            )
             raise Refused(403, "this is not open to you" if action == "inspect" else f"this channel is not open to you: {channel}")
     return None if token is None else token.expires - time.time()
+
+
+def _says_yes(rule: Authorize, action: str, channel: str) -> bool:
+    """What a rule says. Only True opens: `("no", 403)`, "denied" and what an asynchronous function gives are true, too."""
+    answer = rule(action, channel)
+    if answer is not None and answer is not True and answer is not False:
+        raise TypeError(
+            f"{name_of(rule)} says {answer!r} to {action!r} of {channel!r}: a rule (@sse.authorize) returns True where that is "
+            "allowed, False or None where it isn't"
+        )
+    return answer is True
+
+
+def _what_could_open(action: str, rule: Authorize | None, token: Token | None) -> str:
+    """What could have let a request in, and didn't, for the log: to its client this is no business."""
+    tried = ["no pattern of SSE_PUBLIC_CHANNELS matches"] if action == "subscribe" else []
+    tried.append("there is no @sse.authorize rule" if rule is None else f"the @sse.authorize rule {name_of(rule)} doesn't allow it")
+    tried.append("no token came with it" if token is None else "its token is for something else")
+    return ", ".join(tried)
 
 
 class RedactTokens(logging.Filter):

@@ -186,7 +186,7 @@ class Channel:
             The listener.
 
         Raises:
-            TypeError: It can't be called.
+            TypeError: It can't be called, or is asynchronous or a generator function.
             BrokerUnavailable: Other processes serve the app too, and nothing joins them.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """

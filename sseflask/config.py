@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import logging
 import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +15,12 @@ from .event import MAX_RETRY_MS
 
 __all__ = ["Settings", "StreamOptions"]
 
+log = logging.getLogger("sseflask.config")
+
 Check = Callable[[str, Any], Any]
+
+#: Where Flask-SSE's apps say which Redis they use.
+FLASK_SSE_URL: Final = "SSE_REDIS_URL"
 
 #: Seconds that a resumable generator goes on when its last client has left, unless its view says otherwise.
 DETACH_GRACE: Final = 30.0
@@ -83,6 +90,8 @@ def _broker_url(name: str, value: Any) -> str:
     if not isinstance(value, str) or not (value == "auto" or value.startswith(schemes)) or value == "sqlite:///":
         shown = redacted(value) if isinstance(value, str) else value
         raise InvalidSetting(name, shown, '"auto", memory://, sqlite:///PATH, redis://HOST:PORT/DB, rediss://… or unix://PATH')
+    if value.startswith("sqlite:///:memory:"):
+        raise InvalidSetting(name, value, "memory:// for each process's own memory: SQLite's would be a file of that name")
     return value
 
 
@@ -198,8 +207,9 @@ class Settings:
         history_seconds: Seconds that a channel keeps them; in one that has gone quiet the older ones stay until the last has had
             its time. The ends of tasks and resumable runs are kept as long.
         history_bytes: Bytes that all channels of a process may keep, about; those published to least recently give way first.
-        max_streams_per_client: Streams of one client in a worker, told apart by address or by `@sse.client_key`; None for no
-            limit. Behind a proxy all clients have its address, unless the app sets `ProxyFix` up.
+        max_streams_per_client: Streams of one client in a worker, told apart by `@sse.client_key`, or, in an app without it, by
+            address; None for no limit. A client for which `client_key` returns None isn't limited. Behind a proxy all clients
+            have its address, unless the app sets `ProxyFix` up.
         max_channels_per_stream: Channels that one subscription may name.
         slow_client: What becomes of a client that falls behind its channel's history: `"disconnect"`, so that it reconnects and
             replays, or `"latest"`, a reset event and then what is published from there on.
@@ -286,6 +296,26 @@ class Settings:
         settings = cls(**values)
         in_use.add(settings)
         return settings
+
+
+def warn_of_unknown(config: Mapping[str, Any], *, besides: tuple[str, ...] = ()) -> None:
+    """Logs a warning for each name that begins as our settings do and is none: other extensions may have such names, too.
+
+    Args:
+        config: An app's configuration.
+        besides: Names that aren't in `Settings` and have a meaning in this app.
+    """
+    known = [f"SSE_{field.name.upper()}" for field in dataclasses.fields(Settings)]
+    for name in config:
+        if not isinstance(name, str) or not name.startswith("SSE_") or name in known or name in besides:
+            continue
+        if name == FLASK_SSE_URL:
+            hint = "; it is Flask-SSE's, here SSE_BROKER_URL takes its place (sseflask.compat.flask_sse reads both)"
+        else:
+            # What all begin with makes none more alike.
+            near = difflib.get_close_matches(name[4:], [other[4:] for other in known], n=1, cutoff=0.5)
+            hint = f"; did you mean SSE_{near[0]}?" if near else ""
+        log.warning("%s is no setting of sseflask, and changes nothing here%s", name, hint, extra={"sse_setting": name})
 
 
 #: The settings of every app of this process, for checks that concern the whole server (its graceful time-out).

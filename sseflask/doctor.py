@@ -135,7 +135,7 @@ def judge(seen: Observation) -> list[Finding]:
     findings = list(_redirects(seen))
     if answer is None or seen.problem:
         return [*findings, _unanswered(seen)]
-    findings.append(_status(answer, proxy))
+    findings.append(_status(answer, proxy, seen.error))
     if not answer.is_stream:
         return [*findings, *_cors(seen, answer)]
     findings.append(_in_front(answer, proxy))
@@ -220,8 +220,9 @@ def _unanswered(seen: Observation) -> Finding:
     return Finding("fail", "buffering", text, _remedy("buffering", _proxy(seen.head)))
 
 
-def _status(answer: Answer, proxy: str) -> Finding:
-    status = f"{answer.status} {answer.reason}".strip()
+def _status(answer: Answer, proxy: str, error: str) -> Finding:
+    # Escaped: whoever answers may write what it likes.
+    status = f"{answer.status} {answer.reason}".strip() + (f", {error!r}" if error else "")
     gives_up = "a browser's EventSource gives up for good"
     match answer.status:
         case 200 if answer.content_type == "text/event-stream":

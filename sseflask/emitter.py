@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 from . import native
+from .callback import check_callback
 from .event import ServerSentEvent
 
 log = logging.getLogger("sseflask.emitter")
@@ -80,10 +81,9 @@ def check_listener(listener: object) -> None:
     """Looks at whether a listener can be one.
 
     Raises:
-        TypeError: It can't be called.
+        TypeError: It can't be called, or is asynchronous or a generator function.
     """
-    if not callable(listener):
-        raise TypeError(f"a listener is a function of one event, not {listener!r}")
+    check_callback(listener, "a listener is a function of one event")
 
 
 class EventEmitter:
@@ -133,7 +133,7 @@ class EventEmitter:
             The listener.
 
         Raises:
-            TypeError: It can't be called.
+            TypeError: It can't be called, or is asynchronous or a generator function.
         """
         return self._add(channel, listener, once=False)
 

@@ -196,6 +196,13 @@ def encode_item(item: object) -> bytes:
     return f"{_field_lines('data', _data_text(item))}\n".encode()
 
 
+def is_written(item: object) -> bool:
+    """Whether an item is what a stream carries, written by hand: its lines would reach clients as an event's data."""
+    if isinstance(item, bytes):
+        return item.endswith((b"\n\n", b"\r\n\r\n")) and item.startswith((b"data:", b"event:", b"id:", b"retry:"))
+    return isinstance(item, str) and item.endswith(("\n\n", "\r\n\r\n")) and item.startswith(("data:", "event:", "id:", "retry:"))
+
+
 def retry_frame(retry_ms: int) -> bytes:
     """Return the block that sets a client's reconnection time and dispatches nothing.
 

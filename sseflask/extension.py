@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ClassVar, ParamSpec, TypeVar, overload
 
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
+from flask.signals import request_started
 
 from . import auth, cli, process, progress, runs, signals, viewer, views
 from .auth import Authorize
+from .callback import check_callback, name_of
 from .channel import Channel, checked_event, checked_name, one_name
-from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions
+from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions, warn_of_unknown
 from .current import heartbeat
 from .emitter import EventEmitter, Listener, check_listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
@@ -35,6 +38,8 @@ from .stream import is_final_id
 from .subscription import Filter, Selection, Snapshot
 from .tasks import Task
 
+log = logging.getLogger("sseflask.stream")
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -52,7 +57,10 @@ class SSE(Blueprint):
         find_authorization: The rule that `authorize` has decorated; None before that.
         find_client_key: The function that `client_key` has decorated; None before that.
         listeners: What `on` has decorated, each function with its channel's name before it.
+        other_settings: Names of settings that it reads besides those of `Settings`.
     """
+
+    other_settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, app: Flask | None = None, *, name: str = "sse", **options: Any) -> None:
         """Makes the extension.
@@ -65,6 +73,7 @@ class SSE(Blueprint):
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
             ValueError: A Blueprint can't have this name.
         """
         super().__init__(name, __name__, **options)
@@ -72,6 +81,7 @@ class SSE(Blueprint):
         self.find_client_key: Callable[[], object] | None = None
         self.listeners: list[tuple[str, Listener]] = []
         self._installed: list[weakref.ref[Flask]] = []
+        self._streaming: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
         views.install(self)
         if app is not None:
             self.init_app(app)
@@ -86,6 +96,7 @@ class SSE(Blueprint):
         Raises:
             InvalidSetting: There is no `url_prefix`, or the app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
         """
         prefix = options.get("url_prefix")
         if prefix is None:
@@ -106,11 +117,19 @@ class SSE(Blueprint):
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
         """
+        if not isinstance(app, Flask):
+            raise TypeError(
+                f"SSE takes a Flask app, SSE(app), or none yet, SSE(), not {app!r}; its name as a Blueprint is SSE(name=…)"
+            )
         installed = app.extensions.get(KEY)
         if installed is None:
             app.extensions[KEY] = Installation(self, Settings.from_config(app.config), file_name(app))
             self._installed.append(weakref.ref(app))
+            warn_of_unknown(app.config, besides=self.other_settings)
+            # Only then are all views there; from the second request on nobody listens.
+            request_started.connect(self._check_order, app)
             auth.redact_server_logs()
             cli.install(app)
             for kind, answer in views.ANSWERS.items():
@@ -131,6 +150,7 @@ class SSE(Blueprint):
             InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
             BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
             RuntimeError: A token was presented, and the app has no secret key.
+            TypeError: The app's rule says neither True nor False nor None.
         """
         return views.subscribe(self, request.args.getlist("channel"))
 
@@ -296,14 +316,14 @@ class SSE(Blueprint):
         It runs where the event is published, or where it arrives from the broker; what it raises is logged.
 
         Args:
-            channel: The channel's name, 1 to 200 bytes.
+            channel: The channel's name, 1 to 200 bytes; it is no pattern.
 
         Returns:
             The decorator, which takes a function of one `ServerSentEvent` and returns it.
 
         Raises:
             InvalidChannel: The channel can't have this name.
-            TypeError: What it decorates can't be called.
+            TypeError: What it decorates can't be called, or is asynchronous or a generator function.
         """
         name = checked_name(channel)
 
@@ -364,7 +384,7 @@ class SSE(Blueprint):
         missed, or a reset event that says that something is gone.
 
         Args:
-            channels: Their names, 1 to 200 bytes each; one that is named twice counts once.
+            channels: Their names, 1 to 200 bytes each, none of which is a pattern; one that is named twice counts once.
             snapshot: Called when the position is taken, with it if it takes an argument; the events that it gives (one, or several)
                 come first. What is published meanwhile follows, so it may repeat what they show. It runs again after a reset.
             filter: Called with each event; the client gets those for which it is true. It must not wait.
@@ -383,10 +403,15 @@ class SSE(Blueprint):
             InvalidSetting: An option has a value that it can't have.
             InvalidEvent: An event of the snapshot can't be written. What else the snapshot raises, it raises here.
             BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
+            TypeError: `snapshot` or `filter` can't be called, or is asynchronous; or `event` is neither a name nor several.
             RuntimeError: There is no app context, and not exactly one app has this extension.
         """
+        if snapshot is not None:
+            check_callback(snapshot, "snapshot is a function that gives the events that come first", may_yield=True)
+        if filter is not None:
+            check_callback(filter, "filter is a function of one event")
         names = tuple(dict.fromkeys(map(checked_name, channels)))
-        events = None if event is None else frozenset([event] if isinstance(event, str) else event)
+        events = None if event is None else _event_names(event)
         options = DEFAULTS
         if not keepalive is timeout is retry is max_age is UNSET:
             options = StreamOptions(keepalive=keepalive, timeout=timeout, retry=retry, max_age=max_age)
@@ -452,7 +477,7 @@ class SSE(Blueprint):
         Args:
             client_key: The client, as `sse.client_key` names it; without such a rule, and with `SSE_MAX_STREAMS_PER_CLIENT`, its
                 address.
-            channel: The channel's name.
+            channel: The channel's name; it is no pattern.
 
         Raises:
             InvalidSubscription: Neither was given.
@@ -485,10 +510,12 @@ class SSE(Blueprint):
 
         Raises:
             InvalidChannel: The channel can't have this name.
+            TypeError: `target` can't be called, as a generator that has been made already, or is asynchronous.
             BrokerUnavailable: Nothing can be published now; nothing has been started.
             RuntimeError: It is called from a native thread of a process whose greenlets it can't reach; or there is no app context,
                 and not exactly one app has this extension.
         """
+        check_callback(target, "sse.start takes a function and then its arguments, as in sse.start(work, 7)", may_yield=True)
         name = checked_name(channel) if channel is not None else None
         return self.installation.tasks.start(self._app(), target, args, kwargs, channel=name)
 
@@ -597,12 +624,17 @@ class SSE(Blueprint):
         token. Views that call `subscribe` or `publish` themselves are asked nothing.
 
         Args:
-            rule: `(action, channel) -> bool`, called in the request's context. Actions are `"subscribe"`, `"publish"`, and, with
-                the channel `"*"`, `"inspect"` for metrics and statistics.
+            rule: `(action, channel) -> bool`, called in the request's context: True opens, False and None don't, and anything else
+                is an error. Actions are `"subscribe"`, `"publish"`, and, with the channel `"*"`, `"inspect"` for metrics and
+                statistics.
 
         Returns:
             The rule.
+
+        Raises:
+            TypeError: The rule can't be called, or is asynchronous or a generator function.
         """
+        check_callback(rule, "@sse.authorize takes a plain function of an action and a channel")
         self.find_authorization = rule
         return rule
 
@@ -612,12 +644,16 @@ class SSE(Blueprint):
         It is also what `disconnect` names clients by, and whom a resumable stream belongs to.
 
         Args:
-            find: Takes no argument; what it returns counts as text. None, or anything else that is false, for a client that isn't
-                known: it isn't limited.
+            find: Takes no argument, and returns a string, a whole number or a UUID, which counts as text. None, or anything else
+                that is false, is for a client that isn't known: it isn't limited.
 
         Returns:
             The function.
+
+        Raises:
+            TypeError: It can't be called, or is asynchronous or a generator function.
         """
+        check_callback(find, "@sse.client_key takes a plain function without arguments")
         self.find_client_key = find
         return find
 
@@ -708,6 +744,20 @@ class SSE(Blueprint):
             signals.event_published.send(app, channel=channel, event=to_event(event), id=event_id)
         return event_id
 
+    def _check_order(self, app: Flask, **_: Any) -> None:
+        """Tells, at an app's first request, of views that a route has taken from below their `@sse.stream`."""
+        request_started.disconnect(self._check_order, app)
+        routed = list(app.view_functions.values())
+        reached = {id(function) for view in routed for function in _wrapped_by(view)}
+        for streaming in list(self._streaming):
+            if id(streaming) not in reached and any(function in routed for function in _wrapped_by(streaming)):
+                log.error(
+                    "%s is routed without its @sse.stream, and what it yields is no event stream: @sse.stream goes below the "
+                    "route, between @app.get(…) and def",
+                    name_of(streaming),
+                    extra={"sse_function": name_of(streaming)},
+                )
+
     def _apps(self) -> list[Flask]:
         return [app for reference in self._installed if (app := reference()) is not None]
 
@@ -725,7 +775,9 @@ class SSE(Blueprint):
         apps = self._apps()
         if len(apps) != 1:
             problem = (
-                "it is installed on none" if not apps else f"it is installed on {len(apps)}: enter the context of the one you mean"
+                'it is installed on none: app.register_blueprint(sse, url_prefix="/events"), or sse.init_app(app), installs it'
+                if not apps
+                else f"it is installed on {len(apps)}: enter the context of the one you mean"
             )
             raise RuntimeError(f"this SSE can't tell which app is meant: {problem}")
         return apps[0]
@@ -734,6 +786,14 @@ class SSE(Blueprint):
 def tuple_of(names: Any) -> Any:
     """A list of names as a tuple; what is no list as it is, for the options to judge."""
     return tuple(names) if isinstance(names, list | set | frozenset) else names
+
+
+def _event_names(event: str | Iterable[str]) -> frozenset[str]:
+    """The names of the events that a subscription's client gets."""
+    names = [event] if isinstance(event, str) else list(event) if isinstance(event, Iterable) else [event]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"event is the name of the events that the client gets, or a list of names, not {event!r}")
+    return frozenset(names)
 
 
 def _streaming(sse: SSE, view: Callable[P, Any], *, options: StreamOptions) -> Callable[P, Any]:
@@ -753,4 +813,12 @@ def _streaming(sse: SSE, view: Callable[P, Any], *, options: StreamOptions) -> C
             return (EventSourceResponse(result[0], options=options), *result[1:])
         return EventSourceResponse(result, options=options) if isinstance(result, Iterator) else result
 
+    sse._streaming.add(streaming)  # noqa: SLF001
     return streaming
+
+
+def _wrapped_by(view: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+    """A view, and what decorators have made it of, one by one, as `functools.wraps` tells."""
+    while view is not None:
+        yield view
+        view = getattr(view, "__wrapped__", None)

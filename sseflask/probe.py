@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import socket
 import ssl
@@ -23,6 +24,7 @@ CONNECT_SECONDS: Final = 10.0
 REDIRECTS: Final = (301, 302, 303, 307, 308)
 MAX_REDIRECTS: Final = 20
 PIECE_BYTES: Final = 64 * 1024
+ERROR_CHARACTERS: Final = 200
 #: What browsers accept.
 ENCODINGS: Final = "gzip, deflate, br, zstd"
 #: Both gzip and zlib, as their first bytes say.
@@ -96,6 +98,7 @@ class Observation:
         alpn: What the server took where HTTP/2 and HTTP/1.1 were offered; None without TLS, or where it took nothing.
         hops: The answers that redirected.
         answer: The one at the end of these; None where none came.
+        error: What its body says is wrong, as the blueprint's refusals do in JSON; empty where it says nothing so.
         problem: Why none came, or why it couldn't be read.
         silent: Whether there was a connection, but no answer within the time.
         head: The answer to a HEAD request where the stream's own answer didn't come; None where that didn't either.
@@ -114,6 +117,7 @@ class Observation:
     alpn: str | None = None
     hops: list[Answer] = field(default_factory=list)
     answer: Answer | None = None
+    error: str = ""
     problem: str = ""
     silent: bool = False
     head: Answer | None = None
@@ -287,6 +291,16 @@ class _Request:
                 return
             yield time.monotonic() - self.began, data
 
+    def error(self) -> str:
+        """What a small body in JSON has as its `error`, up to a length; empty where it has none."""
+        assert self._response is not None
+        try:
+            body = json.loads(self._response.read1(PIECE_BYTES))
+        except (OSError, http.client.HTTPException, ValueError, RecursionError):
+            return ""
+        found = body.get("error") if isinstance(body, dict) else None
+        return found[:ERROR_CHARACTERS] if isinstance(found, str) else ""
+
     def ending(self) -> Ending:
         """How the body that `pieces` has read to its end has ended."""
         assert self._response is not None
@@ -314,6 +328,8 @@ def _watch(seen: Observation, url: str, headers: Headers) -> Answer | None:
         seen.silent = False
         if answer.is_stream:
             _read(seen, request, answer, until)
+        elif answer.content_type == "application/json":
+            seen.error = request.error()
     except ssl.SSLCertVerificationError as error:
         seen.silent, seen.problem = False, f"its certificate isn't trusted: {error.verify_message}"
     except TimeoutError:

@@ -78,6 +78,7 @@ class Process:
         self.workers = 1
         self.make_runner: Callable[[], Any] | None = None
         self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
+        self._said: set[str] = set()
         self._clients: dict[str, int] = {}
         self._refusals_said = 0
         self._refusals_due = 0.0
@@ -151,6 +152,12 @@ class Process:
         log.warning(
             "streams are refused: %s (%d since the last line like this, %d are open)", limit, count, len(self.streams), extra=extra
         )
+
+    def is_first(self, problem: str) -> bool:
+        """Whether this is the first time that a problem is met here, which is said once."""
+        is_first = problem not in self._said
+        self._said.add(problem)
+        return is_first
 
     def report_stuck(self, stream: Stream, stack: str) -> None:
         """Logs and counts a producer that still runs long after its stream's end."""

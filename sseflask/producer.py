@@ -15,8 +15,10 @@ from typing import Any, Final, Protocol
 
 from flask import Response
 
+from . import process
 from .context import GeneratorContext, TaskContext
 from .errors import BrokerUnavailable, NoActiveStream, StreamClosed
+from .event import is_written
 from .handoff import Failure, Handoff
 from .state import CloseReason
 from .stream import Stream, active
@@ -77,6 +79,12 @@ class ThreadRunner:
         frame = sys._current_frames().get(self._thread.ident or 0)
         return "".join(traceback.format_stack(frame)) if frame is not None else "(unknown)"
 
+
+#: What is said of a generator that was written for a plain response.
+WRITTEN: Final = (
+    "the generator of the stream at %s yields an event that is written already, and clients get all of it as data: yield "
+    "the data alone, and ServerSentEvent(data, event=…, id=…) for a name or an id"
+)
 
 #: Seconds between two looks at a generator that goes on after its stream has ended.
 DROP_SECONDS: Final = 0.01
@@ -221,6 +229,8 @@ class GeneratorProducer:
                 # It knows the response, which nothing here may keep.
                 before_first, self._before_first = self._before_first, None
                 before_first()
+                if is_written(item) and process.current().is_first(WRITTEN):
+                    log.warning(WRITTEN, stream.quoted_path, extra=stream.log_extra)
             try:
                 if stream.closed:
                     stream.raise_interruption()

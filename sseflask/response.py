@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -15,6 +16,7 @@ from werkzeug.wsgi import ClosingIterator
 
 from . import process, signals
 from .brokers import Broker
+from .callback import name_of
 from .config import UNSET, Settings, StreamOptions
 from .context import GeneratorContext
 from .errors import BrokerUnavailable
@@ -49,6 +51,12 @@ STOPPING: Final = "the worker is stopping"
 
 #: What is named when the channels can't be read now.
 UNAVAILABLE: Final = "the broker is unavailable"
+
+#: What a server is told of that waits for the end of each response before it reads the next request.
+ONE_AT_A_TIME: Final = (
+    "this server serves one request at a time, and until this stream ends nobody else is answered: gunicorn's sync worker is for "
+    "short responses, start it with -k sseflask.worker.StreamWorker"
+)
 
 #: What metrics call the limits.
 REFUSALS: Final = {
@@ -203,6 +211,9 @@ class EventSourceResponse(Response):
 
         Returns:
             The function.
+
+        Raises:
+            TypeError: It can't be called, or is asynchronous or a generator function.
         """
         return self.event_stream.on_close(func)
 
@@ -296,6 +307,8 @@ class EventIterable(Iterator[bytes]):
             self._stream.sink_ended()
             self._answer(response, refusal(limit, self._settings), environ, start_response)
             return None
+        if handover is None and environ.get("wsgi.multithread") is False:
+            self._warn_of_one_at_a_time(environ)
         # A worker's producer has run already, until it waited.
         failure = self._handoff.open(None if timeout is None else max(timeout - (time.monotonic() - began), 0.0))
         if failure is not None:
@@ -323,6 +336,11 @@ class EventIterable(Iterator[bytes]):
             # Many servers hold the headers back until the first bytes.
             return EMPTY_COMMENT
         return self._handoff.take()
+
+    def _warn_of_one_at_a_time(self, environ: WSGIEnvironment) -> None:
+        """Says once that gunicorn's default worker does nothing beside a stream. gevent's own server says so of its threads too."""
+        if environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/") and process.current().is_first(ONE_AT_A_TIME):
+            log.warning(ONE_AT_A_TIME, extra=self._stream.log_extra)
 
     def _begin(self, producer: Source, response: EventSourceResponse, handover: Handover | None) -> str | None:
         """Starts the producer. Returns why there can be no stream now; None if there is one."""
@@ -468,10 +486,19 @@ def active_request() -> Request | None:
 
 
 def find_client() -> str | None:
-    """Who the client of the current request is, as the app's `sse.client_key` says; None where it doesn't."""
+    """Who the client of the current request is, as the app's `sse.client_key` says; None where it doesn't.
+
+    Raises:
+        TypeError: It says what can't be told apart from others by its text.
+    """
     installed = current_app.extensions.get("sse")
     find = installed.sse.find_client_key if installed is not None else None
     key = find() if find is not None else None
+    if key and not isinstance(key, str | int | uuid.UUID):
+        # An object's text may have its address in it, another one in each request: nobody would be limited.
+        raise TypeError(
+            f"{name_of(find)} gives {key!r}: @sse.client_key's function returns a string, a whole number, a UUID or None"
+        )
     return str(key) if key else None
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from flask import Flask
 
 from . import native
+from .callback import check_callback
 from .coalesce import Coalescer
 from .config import Settings, StreamOptions
 from .errors import EventTooLarge, InvalidEvent, StreamClosed, StreamError, StreamTimeout
@@ -258,7 +259,11 @@ class Stream:
 
         Returns:
             The callback, so that this is also a decorator.
+
+        Raises:
+            TypeError: It can't be called, or is asynchronous or a generator function.
         """
+        check_callback(callback, "on_close takes a function without arguments")
         with self._lock:
             if self._state is not StreamState.CLOSED:
                 self._callbacks = [*(self._callbacks or ()), callback]

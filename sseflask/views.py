@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 
 from . import auth, cors, dashboard, ledger, metrics, process
 from .channel import checked_name
@@ -33,6 +33,8 @@ log = logging.getLogger("sseflask.stream")
 
 #: What a published JSON object may have.
 FIELDS = ("data", "event", "id", "retry")
+#: What a form is sent as, and by curl all that is sent by -d: nobody means its text as an event's data.
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
 def install(sse: SSE) -> None:
@@ -127,7 +129,7 @@ def _harden(response: Response) -> Response:
 
 
 def publish(sse: SSE, name: str) -> Response:
-    """Publishes what is posted: a JSON object of `data`, `event`, `id` and `retry`, or a plain body as the data."""
+    """Publishes what is posted: a JSON object of `data`, `event`, `id` and `retry`, or a plain body as the data, but no form."""
     channel = checked_name(name)
     auth.check(current_app, "publish", (channel,), sse.find_authorization, ())
     limit = sse.settings.max_event_bytes
@@ -149,12 +151,16 @@ def publish(sse: SSE, name: str) -> Response:
 
 
 def _posted() -> ServerSentEvent:
+    if request.mimetype in FORMS:
+        raise UnsupportedMediaType(f"send Content-Type: application/json or text/plain, not {request.mimetype}")
     if not request.is_json:
         return ServerSentEvent(request.get_data())
     try:
-        fields: Any = request.get_json()
+        fields: Any = current_app.json.loads(request.get_data())
     except RecursionError:
         raise InvalidEvent("data", "…", "the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise BadRequest(f"the body isn't JSON: {error}") from None
     if not isinstance(fields, dict) or "data" not in fields:
         raise InvalidEvent("data", fields, 'post a JSON object with "data", such as {"data": {"percent": 50}, "event": "progress"}')
     if unknown := sorted(set(fields) - set(FIELDS)):

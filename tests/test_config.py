@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import re
 from collections.abc import Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 
 from sseflask import SSE, InvalidSetting
+from sseflask.compat.flask_sse import ServerSentEventsBlueprint
 from sseflask.config import UNSET, Settings, StreamOptions, in_use
 
 SECONDS = "a number of seconds above 0"
@@ -50,6 +53,15 @@ DEFAULTS: Mapping[str, Any] = {
     "SSE_METRICS_CHANNELS": (),
     "SSE_CORS_ORIGINS": (),
 }
+
+#: What isn't a setting, and what is most like it.
+UNKNOWN = [
+    ("SSE_PUBLIC_CHANELS", "; did you mean SSE_PUBLIC_CHANNELS?"),
+    ("SSE_KEEPALIVE", "; did you mean SSE_KEEPALIVE_INTERVAL?"),
+    ("SSE_CORS", "; did you mean SSE_CORS_ORIGINS?"),
+    ("SSE_XYZ", ""),
+    ("SSE_REDIS_URL", "; it is Flask-SSE's, here SSE_BROKER_URL takes its place (sseflask.compat.flask_sse reads both)"),
+]
 
 EVENT_NAME = "an event name: a non-empty string of one line without NUL"
 EVENT_NAMES = ["error", "oops", "é", "a b"]
@@ -263,3 +275,38 @@ class TestStreamOptions:
     def test_unset(self) -> None:
         """What stands for an option that isn't given says so."""
         assert repr(UNSET) == "the app's setting"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///:memory:", "sqlite:///:memory:?synchronous=off"])
+def test_sqlite_in_memory(url: str) -> None:
+    """What SQLite calls a database in memory would be a file of that name: it is refused with what is meant."""
+    with pytest.raises(InvalidSetting, match=r"SSE_BROKER_URL is 'sqlite.*; it must be memory:// for each process's own memory"):
+        Settings.from_config({"SSE_BROKER_URL": url})
+
+
+@pytest.mark.parametrize("page", ["docs/how-to/secure.md", "docs/how-to/notify.md", "sseflask/config.py", "sseflask/extension.py"])
+def test_who_is_not_limited(page: str) -> None:
+    """Each text that says whom `SSE_MAX_STREAMS_PER_CLIENT` counts says whom it doesn't."""
+    text = " ".join((Path(__file__).resolve().parents[1] / page).read_text().split())
+    assert re.search(r"None[^.]*isn't limited", text)
+
+
+@pytest.mark.parametrize(("name", "hint"), UNKNOWN)
+def test_unknown(name: str, hint: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A name that begins as a setting's and is none is told of when the extension is installed, once, with the nearest one."""
+    app = Flask("app")
+    app.config.update({name: "x", "sse_lower": 1, "SSEX": 1, "SSE_RETRY": 5, 7: 7})  # type: ignore[dict-item]
+    sse = SSE(app)
+    app.register_blueprint(sse, url_prefix="/events")
+    (line,) = [record for record in caplog.records if record.name == "sseflask.config"]
+    assert line.getMessage() == f"{name} is no setting of sseflask, and changes nothing here{hint}"
+    assert (line.levelname, vars(line)["sse_setting"]) == ("WARNING", name)
+
+
+def test_known(caplog: pytest.LogCaptureFixture) -> None:
+    """None of the settings is told of, nor Flask-SSE's where its names are used."""
+    for sse, more in ((SSE(), {}), (ServerSentEventsBlueprint(), {"SSE_REDIS_URL": "redis://a.example"})):
+        app = Flask("app")
+        app.config.update(DEFAULTS, **more)
+        sse.init_app(app)
+    assert [record for record in caplog.records if record.name == "sseflask.config"] == []

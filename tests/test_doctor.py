@@ -473,6 +473,30 @@ def test_the_command_fails_where_a_browser_would(status: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        (
+            "application/json",
+            b'{"error": "this channel is not open to you: news"}',
+            ", 'this channel is not open to you: news': a browser",
+        ),
+        ("application/json", b'{"error": "a\\u001b[2J"}', r", 'a\x1b[2J': a browser"),
+        ("application/json", b'{"error": 7}', ": a browser"),
+        ("application/json", b"[1]", ": a browser"),
+        ("application/json", b'{"error": "', ": a browser"),
+        ("application/json", b"", ": a browser"),
+        ("text/html", b'{"error": "x"}', ": a browser"),
+    ],
+)
+def test_why_it_is_refused_is_told(kind: str, body: bytes, told: str) -> None:
+    """What a refusal says in JSON is shown with its status, escaped; whatever else it has isn't."""
+    with Raw([head(status="403 FORBIDDEN", kind=kind, framing=f"Content-Length: {len(body)}"), body]) as server:
+        result = doctor(server.url, "--seconds", "5")
+    assert result.exit_code == 1
+    assert re.search(rf"^fail +status +403 FORBIDDEN{re.escape(told)}", result.stdout, re.MULTILINE), result.stdout
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["ftp://example.org/"],

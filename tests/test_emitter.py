@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from sseflask import EventEmitter, ServerSentEvent
+from sseflask import SSE, EventEmitter, ServerSentEvent
 from sseflask.emitter import Listener
 from tests.brokers.contract import run_together
+from tests.test_callback import waits, waits_and_yields, yields
 
 
 @pytest.fixture
@@ -120,6 +121,13 @@ class TestListening:
         emitter.on("news", room.hear)
         assert emitter.off("news", room.hear)
         emitter.emit("news", event())
+
+    @pytest.mark.parametrize("listener", [waits, waits_and_yields, yields, "news"])
+    def test_listeners_that_would_not_run(self, emitter: EventEmitter, listener: Any) -> None:
+        """What can't be called, or of which a call would run nothing, is refused, by its name."""
+        for listen in (emitter.on, emitter.once, lambda name, found: SSE().on(name)(found)):
+            with pytest.raises(TypeError, match="a listener is a function of one event, not "):
+                listen("news", listener)
 
     def test_listeners(self, emitter: EventEmitter) -> None:
         """The listeners can be looked at; the list is the caller's own."""

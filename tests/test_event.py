@@ -21,6 +21,7 @@ from sseflask.event import (
     ServerSentEvent,
     compact_text,
     encode_item,
+    is_written,
     retry_frame,
     to_compact,
     to_event,
@@ -172,6 +173,28 @@ def test_line_ends_are_normalised() -> None:
 def test_json_is_kept_as_text() -> None:
     """An event made from JSON data holds its text."""
     assert ServerSentEvent({"a": [1, None]}).data == '{"a":[1,null]}'
+
+
+@pytest.mark.parametrize(
+    ("item", "written"),
+    [
+        ("data: hello\n\n", True),
+        ("data:hello\r\n\r\n", True),
+        ("event: tick\nid: 1\ndata: x\n\n", True),
+        ("id: 1\ndata: x\n\n", True),
+        (b"retry: 5000\n\n", True),
+        ("data: hello\n", False),
+        ("data: hello", False),
+        ("hello\n\n", False),
+        ("", False),
+        (7, False),
+        ({"data": "x\n\n"}, False),
+        (ServerSentEvent("data: x\n\n"), False),
+    ],
+)
+def test_is_written(item: object, written: bool) -> None:
+    """What a generator for a plain response yields is known by its first field and its blank line."""
+    assert is_written(item) is written
 
 
 def test_no_data() -> None:

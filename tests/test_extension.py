@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextvars
 import decimal
+import functools
+import gc
 import io
 import json
 import logging
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Generator, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +32,7 @@ from flask import (
     stream_with_context,
     url_for,
 )
+from flask.signals import request_started
 from flask.testing import FlaskClient
 from flask.views import MethodView, View
 
@@ -53,6 +57,7 @@ from sseflask.stream import Stream
 from sseflask.testing import FakeClock
 from sseflask.timer import Flusher, Timer
 from tests.live.process import wait_until
+from tests.test_callback import waits, waits_and_yields, yields
 
 TWO = b"data: one\n\ndata: two\n\n"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -82,6 +87,16 @@ def two() -> Iterator[str]:
     """Two events."""
     yield "one"
     yield "two"
+
+
+def login_required(view: Any) -> Any:
+    """A decorator, as apps have them."""
+
+    @functools.wraps(view)
+    def checked(*args: Any, **options: Any) -> Any:
+        return view(*args, **options)
+
+    return checked
 
 
 class TestForms:
@@ -240,6 +255,53 @@ class TestForms:
                 yield "instead"
 
         assert client.get("/").data == b"data: instead\n\n"
+
+
+class TestOrder:
+    """`@sse.stream` goes below the route."""
+
+    @pytest.mark.parametrize("decorated", [lambda view: view, login_required], ids=["alone", "decorated"])
+    @pytest.mark.parametrize("kind", ["app", "blueprint"])
+    def test_above(
+        self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture, kind: str, decorated: Any
+    ) -> None:
+        """Above it, an error names the view and the right order, at the first request, once, wherever the route was added."""
+        pages = Blueprint("pages", __name__)
+
+        @sse.stream
+        @decorated
+        @(app if kind == "app" else pages).get("/two")
+        def my_view() -> Iterator[str]:
+            yield "no event"
+
+        app.register_blueprint(pages)
+        for _ in range(2):
+            client.get("/other")
+        (line,) = (record for record in caplog.records if "without its @sse.stream" in record.getMessage())
+        assert line.levelname == "ERROR" and "my_view is routed" in line.getMessage() and "below the route" in line.getMessage()
+        assert not list(request_started.receivers_for(app))
+
+    def test_below(self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+        """Below it, and where a view is routed both ways, or streamed in another, there is nothing to tell."""
+        for number, view in enumerate((sse.stream(two), login_required(sse.stream(two)), two, sse.stream(login_required(two)))):
+            app.add_url_rule(f"/{number}", f"view-{number}", view)
+        app.add_url_rule("/inside", "inside", lambda: app.make_response(sse.stream(two)()))
+        assert [client.get(path).data for path in ("/0", "/1", "/2", "/3", "/inside")] == [TWO, TWO, b"onetwo", TWO, TWO]
+        assert "without its @sse.stream" not in caplog.text
+
+    def test_nothing_is_kept(self, sse: SSE) -> None:
+        """A view that is decorated in each request, and knows itself, doesn't stay."""
+
+        def decorate() -> weakref.ref[Any]:
+            @sse.stream
+            def own() -> Iterator[str]:
+                yield repr(own)
+
+            return weakref.ref(own)
+
+        decorated = decorate()
+        gc.collect()
+        assert decorated() is None
 
 
 class TestContexts:
@@ -867,6 +929,65 @@ class TestEventSourceResponse:
         assert (reply.status_code, reply.data, reply.headers["Content-Type"]) == (200, b"", EVENT_STREAM)
         assert (ran, process.current().opened) == ([], opened)
 
+    @pytest.mark.parametrize("callback", [waits, waits_and_yields, yields, None])
+    def test_callbacks_that_would_not_run(self, app: Flask, callback: Any) -> None:
+        """A callback of a stream's end that can't be called, or is asynchronous, is refused."""
+        with app.test_request_context():
+            response = EventSourceResponse(iter(()))
+            for add in (response.call_on_close, response.event_stream.on_close):
+                with pytest.raises(TypeError, match="on_close takes a function without arguments, not "):
+                    add(callback)
+            response.close()
+
+    @pytest.mark.parametrize(
+        ("software", "threads", "count"),
+        [
+            ("gunicorn/23.0.0", False, 1),
+            ("gunicorn/23.0.0", True, 0),
+            ("gevent/25.9 gunicorn/23.0.0", True, 0),
+            ("gevent/25.9 Python/3.11", False, 0),
+            ("Werkzeug/3.1.3", True, 0),
+            ("waitress", True, 0),
+            (None, False, 0),
+        ],
+    )
+    def test_one_request_at_a_time(
+        self,
+        app: Flask,
+        sse: SSE,
+        client: FlaskClient,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
+        software: str | None,
+        threads: bool,
+        count: int,
+    ) -> None:
+        """A server that does nothing beside a stream is warned of, once; none that does, nor the test client."""
+        monkeypatch.setattr(process.current(), "_said", set())
+        app.get("/")(sse.stream(two))
+        environ: dict[str, Any] = {"wsgi.multithread": threads}
+        if software is not None:
+            environ["SERVER_SOFTWARE"] = software
+        for _ in range(2):
+            assert client.get("/", environ_overrides=environ).data == TWO
+        warned = [record for record in caplog.records if "one request at a time" in record.getMessage()]
+        assert len(warned) == count
+        assert all("-k sseflask.worker.StreamWorker" in record.getMessage() for record in warned)
+
+    def test_written_by_hand(
+        self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A generator that writes the format itself is warned of, once a process, and its text is data as any other."""
+        monkeypatch.setattr(process.current(), "_said", set())
+        app.add_url_rule("/data", "data", sse.stream(lambda: iter(["data", "data: later\n\n"])))
+        app.add_url_rule("/written", "written", sse.stream(lambda: iter(["data: hello\n\n", "data: more\n\n"])))
+        client.get("/data")
+        assert "written already" not in caplog.text
+        for _ in range(2):
+            assert client.get("/written").data.startswith(b"data: data: hello\ndata: \ndata: \n\n")
+        (line,) = (record for record in caplog.records if "written already" in record.getMessage())
+        assert line.levelname == "WARNING" and "/written yields" in line.getMessage() and "ServerSentEvent(" in line.getMessage()
+
     def test_call_on_close(self, app: Flask, client: FlaskClient) -> None:
         """What is to be called when the response is closed is called once, when the stream has ended."""
         calls: list[str] = []
@@ -923,6 +1044,15 @@ class TestInstalling:
         assert (installed.sse, installed.settings.retry) == (sse, 5)
         assert isinstance(installed.settings, Settings)
         assert app.blueprints == {"sse": sse}
+
+    @pytest.mark.parametrize("install", [SSE, SSE().init_app])
+    @pytest.mark.parametrize("app", [__name__, Flask])
+    def test_no_app(self, install: Any, app: Any) -> None:
+        """What is no app, such as the name that a Blueprint would take, is refused."""
+        with pytest.raises(
+            TypeError, match=r"SSE takes a Flask app, SSE\(app\), or none yet, SSE\(\), not .*; its name as a Blueprint"
+        ):
+            install(app)
 
     @pytest.mark.parametrize("options", [{}, {"url_prefix": None}, {"url_prefix": ""}, {"url_prefix": "/"}])
     def test_without_a_prefix(self, app: Flask, options: dict[str, Any]) -> None:

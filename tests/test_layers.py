@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "sseflask"
 
 # Lowest first. A module, or a subpackage as a whole, uses only floors below its own; neighbours on a floor don't know each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("callback", "errors"),
     ("event", "position"),
     ("coalesce", "decoder"),
     ("ring",),

@@ -320,6 +320,7 @@ class TestAnswers:
             400: client.get("/events/"),
             404: client.get("/tasks/none"),
             413: client.post("/events/x", data=b"x" * 2**21),
+            415: client.post("/events/x", data={"data": "x"}),
         }
         sse.find_authorization = None
         answers |= {401: client.get("/events/x?token=nonsense"), 403: client.get("/events/x")}

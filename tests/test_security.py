@@ -122,6 +122,11 @@ class TestPage:
                     assert found, f"{path}{names}"
                     body = found[0].body
 
+    def test_no_rule_goes_by_the_address(self) -> None:
+        """No page and no example shows a rule that goes by the client's address: behind a proxy on the same host it is anyone's."""
+        pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.py"), ROOT / "README.md"]
+        assert [str(page) for page in pages if re.search(r"remote_addr\s*(==|in\b)", page.read_text())] == []
+
 
 class TestInjection:
     """What a publisher sends stays within its field."""

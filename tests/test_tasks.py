@@ -33,6 +33,7 @@ from sseflask.brokers import Broker
 from sseflask.errors import BrokerUnavailable
 from sseflask.tasks import MOST_FILES
 from tests.live.process import wait_until
+from tests.test_callback import waits, waits_and_yields, yields
 from tests.viewers import PATIENCE, MakeWorker, Viewer, Worker, make_worker, own_streams, renew_before_listening, worker
 
 __all__ = ["make_worker", "worker"]
@@ -359,6 +360,13 @@ class TestForms:
         assert anywhere.sse.task(task_id) is None
         if isinstance(task_id, str):
             assert anywhere.sse.cancel(task_id) is False
+
+    def test_targets_that_would_not_run(self, worker: Worker) -> None:
+        """What can't be called, a generator that is there already, and what is asynchronous are refused; nothing is started."""
+        for target in (yields(), waits, waits_and_yields, "work", None):
+            with pytest.raises(TypeError, match=r"sse\.start takes a function and then its arguments, as in .*, not "):
+                worker.sse.start(target)  # type: ignore[arg-type]
+        assert not process.current().detached
 
     def test_invalid_channel(self, worker: Worker) -> None:
         """A channel that can't be is refused before anything starts."""

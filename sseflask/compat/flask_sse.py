@@ -15,14 +15,14 @@ import logging
 import urllib.parse
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flask import Flask, Response, current_app, has_app_context, json, request
 from flask.helpers import get_root_path
 
 from .. import config, process
 from ..channel import checked_name, one_name
-from ..config import DEFAULTS, Settings
+from ..config import DEFAULTS, FLASK_SSE_URL, Settings
 from ..decoder import EventDecoder
 from ..errors import InvalidSetting
 from ..event import ServerSentEvent
@@ -40,7 +40,7 @@ __all__ = ["Message", "ServerSentEventsBlueprint", "sse"]
 log = logging.getLogger("sseflask.broker")
 
 #: Where the URL of the broker is looked for. Flask-SSE knows the last two.
-URL_SETTINGS: Final = ("SSE_BROKER_URL", "SSE_REDIS_URL", "REDIS_URL")
+URL_SETTINGS: Final = ("SSE_BROKER_URL", FLASK_SSE_URL, "REDIS_URL")
 #: The comment of an event whose data is text that JSON could be mistaken for.
 TEXT: Final = "text"
 
@@ -125,6 +125,7 @@ class ServerSentEventsBlueprint(SSE):
     All that `SSE` can do it can too: `subscribe`, `channel`, `on`, `sign`, and `stream` as a decorator.
     """
 
+    other_settings: ClassVar[tuple[str, ...]] = (FLASK_SSE_URL,)
     _root: Callable[..., Any] | None = None
 
     def __init__(self, name: str = "sse", import_name: str = __name__, **options: Any) -> None:
@@ -139,6 +140,7 @@ class ServerSentEventsBlueprint(SSE):
             ValueError: A Blueprint can't have this name.
             InvalidSetting: An `app` was given, and its configuration has a wrong value.
             AlreadyInstalled: An `app` was given that has another `SSE`.
+            TypeError: An `app` was given that is no Flask app.
         """
         options.setdefault("root_path", get_root_path(import_name))
         super().__init__(name=name, **options)
@@ -171,6 +173,7 @@ class ServerSentEventsBlueprint(SSE):
         Raises:
             InvalidSetting: The app's configuration has a wrong value.
             AlreadyInstalled: The app has another `SSE`.
+            TypeError: `app` is no Flask app.
         """
         super().init_app(app)
         with contextlib.suppress(KeyError):

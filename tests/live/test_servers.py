@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -370,6 +371,23 @@ class TestLimit:
         assert 2000 <= client.frames.retry_ms <= 10000
         for _, key in opened:
             let_go(server, key)
+
+
+def test_no_warning(server: Server) -> None:
+    """None of these is told that it serves one request at a time."""
+    assert open_stream(server, "/events?count=1").events(1)
+    assert "one request at a time" not in server.log()
+
+
+def test_one_request_at_a_time(tmp_path: Path) -> None:
+    """The sync worker of gunicorn is told so at its first stream, once, and by which worker it is remedied."""
+    with Server(APP, tmp_path, worker_class="sync") as server:
+        for _ in range(2):
+            client = open_stream(server, "/events?count=1")
+            assert client.events(1)
+            assert client.read_until_closed() == "clean"
+        (line,) = [line for line in server.log().splitlines() if "one request at a time" in line]
+        assert "nobody else is answered" in line and "-k sseflask.worker.StreamWorker" in line
 
 
 def test_start_of_the_clock(started: Server) -> None:
