@@ -23,7 +23,7 @@ from flask.testing import FlaskClient
 import sseflask
 from docs.directives import command_line, http, http_schema
 from docs.directives import settings as settings_page
-from sseflask import SSE, ServerSentEvent, StreamError, Task, current_stream, current_task, tasks
+from sseflask import SSE, ServerSentEvent, StreamError, Task, current_stream, current_task, process, tasks
 from sseflask.cli import INTERRUPTED
 from sseflask.config import Settings, StreamOptions
 from sseflask.errors import BrokerUnavailable
@@ -333,6 +333,8 @@ class TestAnswers:
             assert refused.status_code == status
             validate(refused.get_json(), "Refusal")
         for limit, status in (("SSE_MAX_STREAMS", 503), ("SSE_MAX_STREAMS_PER_CLIENT", 429)):
+            # Those of other tests may still be about to end.
+            wait_until(lambda: not process.current().streams, PATIENCE)
             object.__setattr__(sse.settings, limit.removeprefix("SSE_").lower(), 1)
             with reader_of(client.get("/events/x"), skip=()) as stream:
                 stream.events(1)
@@ -344,6 +346,7 @@ class TestAnswers:
 
     def test_come_back_later(self, sse: SSE, client: FlaskClient) -> None:
         """With `SSE_REFUSE = "retry"` a client over a limit gets a comment and a time, as the page says."""
+        wait_until(lambda: not process.current().streams, PATIENCE)
         for name, value in (("max_streams", 1), ("refuse", "retry")):
             object.__setattr__(sse.settings, name, value)
         with reader_of(client.get("/events/x"), skip=()) as stream:
