@@ -8,7 +8,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, ParamSpec, TypeVar, overload
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar, overload
 
 from flask import Blueprint, Flask, Response, current_app, request
 from flask.sansio.app import App
@@ -39,6 +39,9 @@ from .subscription import Filter, Selection, Snapshot
 from .tasks import Task
 
 log = logging.getLogger("sseflask.stream")
+
+#: Decorators of one view that are looked through.
+MOST_DECORATORS: Final = 50
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -819,6 +822,9 @@ def _streaming(sse: SSE, view: Callable[P, Any], *, options: StreamOptions) -> C
 
 def _wrapped_by(view: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
     """A view, and what decorators have made it of, one by one, as `functools.wraps` tells."""
-    while view is not None:
+    # Some objects have any attribute that they are asked for, and no end.
+    for _ in range(MOST_DECORATORS):
+        if view is None:
+            return
         yield view
         view = getattr(view, "__wrapped__", None)

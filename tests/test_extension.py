@@ -285,6 +285,9 @@ class TestOrder:
         """Below it, and where a view is routed both ways, or streamed in another, there is nothing to tell."""
         for number, view in enumerate((sse.stream(two), login_required(sse.stream(two)), two, sse.stream(login_required(two)))):
             app.add_url_rule(f"/{number}", f"view-{number}", view)
+        endless = login_required(two)
+        endless.__wrapped__ = endless
+        app.add_url_rule("/endless", "endless", endless)
         app.add_url_rule("/inside", "inside", lambda: app.make_response(sse.stream(two)()))
         assert [client.get(path).data for path in ("/0", "/1", "/2", "/3", "/inside")] == [TWO, TWO, b"onetwo", TWO, TWO]
         assert "without its @sse.stream" not in caplog.text
