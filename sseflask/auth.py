@@ -112,7 +112,7 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
 
     Raises:
         Refused: It may not.
-        TypeError: The rule says neither True nor False nor None.
+        TypeError: The rule says something that is true, and isn't True.
     """
     token: Token | None = None
     for channel in channels:
@@ -136,7 +136,7 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
 def _says_yes(rule: Authorize, action: str, channel: str) -> bool:
     """What a rule says. Only True opens: `("no", 403)`, "denied" and what an asynchronous function gives are true, too."""
     answer = rule(action, channel)
-    if answer is not None and answer is not True and answer is not False:
+    if answer and answer is not True:
         raise TypeError(
             f"{name_of(rule)} says {answer!r} to {action!r} of {channel!r}: a rule (@sse.authorize) returns True where that is "
             "allowed, False or None where it isn't"

@@ -153,7 +153,7 @@ class SSE(Blueprint):
             InvalidSubscription: There is no channel, or there are more than `SSE_MAX_CHANNELS_PER_STREAM`.
             BrokerUnavailable: The channels can't be read now, and `SSE_REFUSE` is `"status"`.
             RuntimeError: A token was presented, and the app has no secret key.
-            TypeError: The app's rule says neither True nor False nor None.
+            TypeError: The rule of the app says something that is true, and isn't True.
         """
         return views.subscribe(self, request.args.getlist("channel"))
 
@@ -647,7 +647,7 @@ class SSE(Blueprint):
         It is also what `disconnect` names clients by, and whom a resumable stream belongs to.
 
         Args:
-            find: Takes no argument, and returns a string, a whole number or a UUID, which counts as text. None, or anything else
+            find: Takes no argument, and returns a string, or what has a text of its own, a number say. None, or anything else
                 that is false, is for a client that isn't known: it isn't limited.
 
         Returns:

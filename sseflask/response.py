@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -494,10 +494,11 @@ def find_client() -> str | None:
     installed = current_app.extensions.get("sse")
     find = installed.sse.find_client_key if installed is not None else None
     key = find() if find is not None else None
-    if key and not isinstance(key, str | int | uuid.UUID):
-        # An object's text may have its address in it, another one in each request: nobody would be limited.
+    kind: Any = type(key)
+    if key and (inspect.isawaitable(key) or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__)):
+        # Its text is its address, another one in each request: nobody would be limited.
         raise TypeError(
-            f"{name_of(find)} gives {key!r}: @sse.client_key's function returns a string, a whole number, a UUID or None"
+            f"{name_of(find)} gives {key!r}: @sse.client_key's function returns a string, or what has a text of its own, or None"
         )
     return str(key) if key else None
 
