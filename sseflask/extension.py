@@ -26,11 +26,13 @@ from .event import ServerSentEvent, to_compact, to_event
 from .installation import KEY, Installation, file_name
 from .producer import release
 from .response import (
+    TOLD,
     UNAVAILABLE,
     EventSourceResponse,
     SubscriptionResponse,
     active_request,
     last_event_id,
+    note_beginning,
     refusal,
     wants_json,
 )
@@ -133,6 +135,8 @@ class SSE(Blueprint):
             warn_of_unknown(app.config, besides=self.other_settings)
             # Only then are all views there; from the second request on nobody listens.
             request_started.connect(self._check_order, app)
+            # Who is disconnected may have passed the check of a stream that opens a moment later.
+            request_started.connect(note_beginning, app)
             auth.redact_server_logs()
             cli.install(app)
             for kind, answer in views.ANSWERS.items():
@@ -475,7 +479,7 @@ class SSE(Blueprint):
         """Ends streams, in all processes of the app: those of a client, of a channel, or of a client on a channel.
 
         Their generators are interrupted; their clients may come back, and are then asked anew whether they may. Takes a moment in
-        other processes.
+        other processes. A stream that is being opened meanwhile, by a request that began before, ends as soon as it is open.
 
         Args:
             client_key: The client, as `sse.client_key` names it; without such a rule, and with `SSE_MAX_STREAMS_PER_CLIENT`, its
@@ -492,7 +496,10 @@ class SSE(Blueprint):
             raise InvalidSubscription("name the client (client_key=) or the channel (channel=) whose streams are to end")
         name = checked_name(channel) if channel is not None else None
         key = str(client_key) if client_key is not None else None
-        self.installation.control.disconnect(client_key=key, channel=name)
+        token = self.installation.control.disconnect(client_key=key, channel=name)
+        if (current := active_request()) is not None:
+            # A stream that the same request opens after this isn't meant.
+            current.environ[TOLD] = (*current.environ.get(TOLD, ()), token)
 
     # Tasks.
 

@@ -35,6 +35,10 @@ log = logging.getLogger("sseflask.stream")
 #: The key of `environ` under which `StreamWorker` offers to take a stream's socket over.
 HANDOVER: Final = "sseflask.handover"
 
+#: The keys under which `environ` says at which monotonic second the request began, and which disconnects it has told itself.
+BEGAN: Final = "sseflask.began"
+TOLD: Final = "sseflask.told"
+
 HEADERS: Final = {
     # no-transform keeps HAProxy's compression off, X-Accel-Buffering nginx's buffer.
     "Cache-Control": "no-cache, no-transform",
@@ -67,7 +71,7 @@ REFUSALS: Final = {
 }
 
 #: Ends of a stream whose collected events aren't all of them.
-CUT_SHORT: Final = (CloseReason.SHUTDOWN, CloseReason.MAX_AGE, CloseReason.EXPIRED)
+CUT_SHORT: Final = (CloseReason.SHUTDOWN, CloseReason.MAX_AGE, CloseReason.EXPIRED, CloseReason.REVOKED)
 
 
 class Handover(Protocol):
@@ -191,6 +195,8 @@ class EventSourceResponse(Response):
             client=_client(app, asked, settings) if app is not None and asked is not None else None,
             request_id=request_id(asked) if asked is not None else None,
         )
+        if asked is not None and (began := asked.environ.get(BEGAN)) is not None:
+            stream.began, stream.told = began, asked.environ.get(TOLD, ())
         first = prelude(stream, options) + first
         stream.bytes_sent = len(first)
         handoff.bind(first, stream.resume, stream.sink_ended)
@@ -358,10 +364,10 @@ class EventIterable(Iterator[bytes]):
         return None
 
     def _watch(self) -> None:
-        """Lets the app disconnect the stream: other processes may ask for it."""
+        """Lets the app disconnect the stream: other processes may ask for it, and may have while it was being opened."""
         installed = self._stream.app.extensions.get("sse") if self._stream.app is not None else None
         if installed is not None and (self._stream.client is not None or installed.broker_in_use is not None):
-            installed.control.listen()
+            installed.control.watch(self._stream)
 
     def _answer(self, stream: Response, response: Response, environ: WSGIEnvironment, start_response: StartResponse | None) -> None:
         if start_response is None:
@@ -461,6 +467,8 @@ class SubscriptionResponse(EventSourceResponse):
             snapshot: Gives the events that show the state of things.
             expires_in: Seconds until the stream ends because its token expires; None for never.
         """
+        if (current := active_request()) is not None:
+            current.environ.setdefault(BEGAN, time.monotonic())
         beginning = begin(broker, selection.channels, asked, snapshot, settings)
         self._begin(
             lambda stream, handoff: Subscription(broker, selection, beginning, settings, stream, has_snapshot=snapshot is not None),
@@ -483,6 +491,11 @@ def active_app() -> Flask | None:
 def active_request() -> Request | None:
     """The current request; None outside any."""
     return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+
+
+def note_beginning(app: Flask, **_: Any) -> None:
+    """Notes when the current request began, where its server hasn't; a receiver of `flask.request_started`."""
+    request.environ.setdefault(BEGAN, time.monotonic())
 
 
 def find_client() -> str | None:

@@ -14,7 +14,7 @@ import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from flask import Flask
@@ -68,6 +68,8 @@ class Stream:
         id: Twelve hexadecimal digits, at random; in the log and in the `start` event.
         app: The app; None outside any.
         path: The path of the request, without its query.
+        began: The monotonic second at which its request began: before anybody was asked whether it may be opened.
+        told: The tokens of the disconnects that its own request has told before it made the stream.
         client: Who the client is, by `SSE.client_key` or its address; None where that isn't known or limited.
         request_id: What names its request in logs: `g.request_id`, else the header `X-Request-ID`; None where neither does.
         last_event_id: The id that the client says it saw last; None if it says none.
@@ -104,6 +106,7 @@ class Stream:
         "_timeout",
         "_went_on",
         "app",
+        "began",
         "bytes_sent",
         "client",
         "closed",
@@ -116,6 +119,7 @@ class Stream:
         "request_id",
         "sink",
         "slot",
+        "told",
         "total",
     )
 
@@ -146,6 +150,7 @@ class Stream:
         self.id = os.urandom(6).hex()
         self.app = app
         self.client = client
+        self.told: Collection[str] = ()
         self.request_id = request_id
         self.path = path
         self.last_event_id = last_event_id
@@ -172,7 +177,7 @@ class Stream:
         # Each stream has its own patience, a little short of the interval: after an event to all, their keepalives spread.
         self._silence = options.keepalive * random.uniform(0.8, 1.0)
         self._opened = time.time()
-        self._started = self.last_write = self._went_on = now = time.monotonic()
+        self._started = self.last_write = self._went_on = self.began = now = time.monotonic()
         self._deadline = None if options.timeout is None else now + options.timeout
         self._ends_at = None if options.max_age is None else now + options.max_age
         self._expires_at: float | None = None

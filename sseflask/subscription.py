@@ -268,6 +268,11 @@ class Subscription:
         return True
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels that it reads."""
+        return self._selection.channels
+
+    @property
     def delivered(self) -> int:
         """Events that its client was given, if it reads one channel, whole; else 0."""
         return self.stream.events_sent if self._selection.is_plain else 0

@@ -52,6 +52,7 @@ from sseflask import (
 from sseflask.config import Settings, StreamOptions
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer
+from sseflask.response import note_beginning
 from sseflask.state import CloseReason, StreamState
 from sseflask.stream import Stream
 from sseflask.testing import FakeClock
@@ -279,7 +280,7 @@ class TestOrder:
             client.get("/other")
         (line,) = (record for record in caplog.records if "without its @sse.stream" in record.getMessage())
         assert line.levelname == "ERROR" and "my_view is routed" in line.getMessage() and "below the route" in line.getMessage()
-        assert not list(request_started.receivers_for(app))
+        assert list(request_started.receivers_for(app)) == [note_beginning]
 
     def test_below(self, app: Flask, sse: SSE, client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
         """Below it, and where a view is routed both ways, or streamed in another, there is nothing to tell."""

@@ -11,7 +11,7 @@ from sseflask.emitter import Channel, EventEmitter, Subscriber
 from sseflask.event import ServerSentEvent
 from sseflask.log import Log
 from sseflask.position import EventId
-from sseflask.ring import ChannelLog
+from sseflask.ring import ChannelLog, Entry
 from sseflask.tally import Latency, Tallies
 
 from .tasks import TaskChange, TaskStore
@@ -187,6 +187,22 @@ class Broker(abc.ABC):
         Raises:
             BrokerUnavailable: They can't be read now.
         """
+
+    def retained(self, channel: str) -> list[Entry]:
+        """All that is retained of a channel, which the log here has from now on, for some seconds at least; it may wait.
+
+        Args:
+            channel: The channel's name.
+
+        Returns:
+            Its entries, oldest first; their times are monotonic seconds of this process.
+
+        Raises:
+            BrokerUnavailable: They can't be read now.
+        """
+        with self.emitter.lock:
+            ring = self.log.find(channel)
+            return list(ring.entries) if ring is not None else []
 
     def catch_up(self) -> None:  # noqa: B027
         """Takes in what other processes have published up to here, if this one hasn't heard of it yet; it may wait.

@@ -201,6 +201,11 @@ class SharedBroker(Broker):
             wanted = list(channels)
         self._fetch(wanted, whole=True)
 
+    def retained(self, channel: str) -> list[Entry]:
+        """Follows a channel, and reads all that the store has of it; see `Broker.retained`."""
+        self._fetch([channel], whole=True)
+        return super().retained(channel)
+
     def catch_up(self) -> None:
         """Waits until the follower has told what the store has; see `Broker.catch_up`."""
         self._follower.settle()

@@ -20,7 +20,7 @@ from gunicorn.http2.response import HTTP2Response
 
 from sseflask.handoff import Handoff
 from sseflask.producer import GeneratorProducer, Runner
-from sseflask.response import HANDOVER
+from sseflask.response import BEGAN, HANDOVER
 from sseflask.stream import Stream
 
 from .entrance import Entrance
@@ -252,6 +252,8 @@ class StreamApplication:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Serves a request."""
         self._entrance.enter()
+        # Before any middleware asks whose request it is.
+        environ[BEGAN] = time.monotonic()
         response = getattr(start_response, "__self__", None)
         if isinstance(response, Response):
             handover = Handover(self, response)
