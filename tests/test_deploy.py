@@ -57,6 +57,12 @@ def test_all_take_the_same_retry() -> None:
     assert all(told) and {each for found in told for each in found} == {"3000"}
 
 
+def test_events_on_disk_are_the_apps() -> None:
+    """Nobody but the service's user can look into the directory with the events, nor read a file that the service makes."""
+    unit = (DEPLOY / "sseflask@.service").read_text().splitlines()
+    assert {"StateDirectory=yourapp", "StateDirectoryMode=0700", "UMask=0077"} <= set(unit)
+
+
 def test_the_readme_has_each_file() -> None:
     """deploy/README.md names and links all there is, and nothing else."""
     linked = set(re.findall(r"\]\(([^)/]+)\)", (DEPLOY / "README.md").read_text()))
