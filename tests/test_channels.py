@@ -1067,6 +1067,32 @@ class TestTokens:
             closed_site.sse.sign("a")
         refusal(closed_site.get("/events/a"), 403)
 
+    @pytest.mark.parametrize("present", [without_header, as_bearer, as_cookie])
+    def test_tokens_of_an_app_without_a_key(
+        self, closed_site: Site, caplog: pytest.LogCaptureFixture, present: Callable[[str], dict[str, Any]]
+    ) -> None:
+        """Without a secret key no token is ours, whatever it is: who has one is refused as who has none, and let in by the rule."""
+        token = closed_site.sse.sign("a")
+        closed_site.app.secret_key = None
+        with caplog.at_level(logging.INFO, logger="sseflask.auth"):
+            refusal(closed_site.get("/events/a", **present(token)), 403)
+        assert "tokens need the app's SECRET_KEY" in caplog.text
+        refusal(closed_site.get("/events/a", **present("aaa.bbb.ccc")), 403)
+        closed_site.sse.authorize(lambda action, channel: channel == "mine")
+        assert closed_site.open("/events/mine", **present("aaa.bbb.ccc")).wait(1)
+
+    @pytest.mark.parametrize("older", [["oldest", SECRET], (SECRET,), SECRET])
+    def test_key_rotation(self, closed_site: Site, older: Any) -> None:
+        """A token that an older key has signed counts as long as SECRET_KEY_FALLBACKS has the key; new ones have the new key."""
+        old = closed_site.sse.sign("a")
+        closed_site.app.config.update(SECRET_KEY="new", SECRET_KEY_FALLBACKS=older)
+        new = closed_site.sse.sign("a")
+        for token in (old, new):
+            assert closed_site.open(f"/events/a?token={token}").wait(1)
+        closed_site.app.config["SECRET_KEY_FALLBACKS"] = None
+        refusal(closed_site.get(f"/events/a?token={old}"), 401)
+        assert closed_site.open(f"/events/a?token={new}").wait(1)
+
     def test_never_logged(self, closed_site: Site, caplog: pytest.LogCaptureFixture) -> None:
         """No log line has a token: neither those of gunicorn and Werkzeug, nor ours, whatever goes wrong."""
         token = closed_site.sse.sign("a")
