@@ -76,7 +76,8 @@ def sign(app: Flask, token: Token) -> str:
 def presented(app: Flask, action: str) -> Token | None:
     """The token of the current request: `?token=`, `Authorization: Bearer` or the cookie; None if there is none.
 
-    Without a secret key none is ours: there is none then, either. The cookie counts only for reading: a browser sends it along with what other sites have it post.
+    Without a secret key none is ours: there is none then, either. The cookie counts only for reading: a browser sends it along with
+    what other sites have it post.
 
     Raises:
         Refused: There is none that is ours, or it has expired.

@@ -56,7 +56,7 @@ def install(sse: SSE) -> None:
     sse.register_error_handler(EventTooLarge, lambda error: _refusal(413, str(error)))
     sse.register_error_handler(InvalidEvent, lambda error: _refusal(400, str(error)))
     sse.register_error_handler(auth.Refused, lambda error: _refusal(error.status, error.reason))
-    sse.register_error_handler(HTTPException, lambda error: _refusal(error.code or 500, error.description or error.name))
+    sse.register_error_handler(HTTPException, _http_error)
 
 
 def subscribe(sse: SSE, names: list[str]) -> Response:
@@ -176,6 +176,17 @@ def _stream_error(error: StreamError) -> Response:
         log.exception("the details of an error can't be sent: %r", error.details, extra={"sse_path": request.path})
         response = jsonify(error_data(error.without_details(), debug=False))
     response.status_code = error.status
+    return response
+
+
+def _http_error(error: HTTPException) -> Any:
+    """What a guard of the app's aborts with: its response, if it has one of its own, or JSON with its headers (`Retry-After`)."""
+    if error.response is not None:
+        return error.response
+    response = _refusal(error.code or 500, error.description or error.name)
+    for name, value in error.get_headers(request.environ):
+        if name.lower() not in ("content-type", "content-length"):
+            response.headers.add(name, value)
     return response
 
 

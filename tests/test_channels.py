@@ -14,9 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, abort, redirect, request
 from flask.testing import FlaskClient
 from itsdangerous import URLSafeSerializer
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import TooManyRequests, Unauthorized
 from werkzeug.test import TestResponse
 
 import sseflask.auth
@@ -781,6 +783,33 @@ class TestRoutes:
         page = site.open("/events/news", headers={"X-Key": "right"})
         assert site.post("/events/news", data="x", headers={"X-Key": "right"}).status_code == 201
         assert page.wait(2)[1].data == "x"
+
+    def test_headers_of_a_guard(self, make_site: MakeSite) -> None:
+        """What a guard aborts with keeps its own headers, and its own response is answered as it is."""
+
+        def guard() -> None:
+            match request.args["by"]:
+                case "many":
+                    raise TooManyRequests(retry_after=30)
+                case "login":
+                    raise Unauthorized("sign in", www_authenticate=WWWAuthenticate("basic", {"realm": "x"}))
+                case "own":
+                    abort(Response("<p>sign in", 401, {"X-Own": "yes"}))
+                case "redirect":
+                    abort(redirect("/login"))
+
+        sse = SSE()
+        sse.before_request(guard)
+        site = make_site(sse)
+        many, login = site.get("/events/news?by=many"), site.get("/events/news?by=login")
+        assert refusal(many, 429) and many.headers["Retry-After"] == "30"
+        assert refusal(login, 401) == "sign in" and login.headers["WWW-Authenticate"] == 'Basic realm="x"'
+        for response in (many, login):
+            assert [name for name, _ in response.headers].count("Content-Type") == 1
+        own, moved = site.post("/events/news?by=own", data="x"), site.get("/events/news?by=redirect")
+        assert (own.status_code, own.text, own.headers["X-Own"]) == (401, "<p>sign in", "yes")
+        assert (moved.status_code, moved.headers["Location"]) == (302, "/login")
+        assert own.headers["X-Content-Type-Options"] == "nosniff"
 
 
 class TestWhoMay:
