@@ -792,7 +792,7 @@ class TestRoutes:
                 case "many":
                     raise TooManyRequests(retry_after=30)
                 case "login":
-                    raise Unauthorized("sign in", www_authenticate=WWWAuthenticate("basic", {"realm": "x"}))
+                    raise Unauthorized("sign in", www_authenticate=WWWAuthenticate("basic", {"realm": "the app"}))
                 case "own":
                     abort(Response("<p>sign in", 401, {"X-Own": "yes"}))
                 case "redirect":
@@ -803,7 +803,7 @@ class TestRoutes:
         site = make_site(sse)
         many, login = site.get("/events/news?by=many"), site.get("/events/news?by=login")
         assert refusal(many, 429) and many.headers["Retry-After"] == "30"
-        assert refusal(login, 401) == "sign in" and login.headers["WWW-Authenticate"] == 'Basic realm="x"'
+        assert refusal(login, 401) == "sign in" and login.headers["WWW-Authenticate"] == 'Basic realm="the app"'
         for response in (many, login):
             assert [name for name, _ in response.headers].count("Content-Type") == 1
         own, moved = site.post("/events/news?by=own", data="x"), site.get("/events/news?by=redirect")

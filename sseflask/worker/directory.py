@@ -115,7 +115,7 @@ def _opened(name: str, home: int, uid: int, gid: int) -> int:
     directory = os.open(name, _DIRECTORY, dir_fd=home)
     try:
         _give(directory, uid, gid)
-    except BaseException:
+    except OSError:
         os.close(directory)
         raise
     return directory
