@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from flask import Flask, request
 from itsdangerous import BadData, URLSafeSerializer
+from werkzeug.exceptions import HTTPException
 
 from .callback import name_of
 from .errors import SSEError
@@ -136,6 +137,25 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
             )
             raise Refused(403, "this is not open to you" if action == "inspect" else f"this channel is not open to you: {channel}")
     return None if token is None else token.expires - time.time()
+
+
+def may_inspect(app: Flask, authorize: Authorize | None) -> bool:
+    """Whether the current request may see what concerns all channels; where it may not, nothing is raised, nor logged as refused.
+
+    Args:
+        app: The app.
+        authorize: The app's own rule. What it raises says no.
+    """
+    try:
+        if authorize is not None and _says_yes(authorize, "inspect", ALL):
+            return True
+        token = presented(app, "inspect")
+    except (Refused, HTTPException):
+        return False
+    except Exception:
+        log.exception("the rule can't say who may inspect", extra={"sse_path": request.path})
+        return False
+    return token is not None and token.allows("inspect", ALL)
 
 
 def _says_yes(rule: Authorize, action: str, channel: str) -> bool:
