@@ -15,6 +15,7 @@ from itsdangerous import BadData, URLSafeSerializer
 from werkzeug.exceptions import HTTPException
 
 from .callback import name_of
+from .config import TOKEN
 from .errors import SSEError
 
 log = logging.getLogger("sseflask.auth")
@@ -27,7 +28,7 @@ ACTIONS: Final = ("subscribe", "publish", "inspect")
 ALL: Final = "*"
 COOKIE: Final = "sse_token"
 _SALT: Final = "sseflask.token"
-_SECRET: Final = re.compile(r"((?:^|[?&\s'\"])" + "".join(f"(?:{c}|%{ord(c):x})" for c in "token") + r"=)[^&\s'\"]*", re.IGNORECASE)
+_SECRET: Final = re.compile(rf"((?:^|[?&\s'\"]){TOKEN}=)[^&\s'\"]*", re.IGNORECASE)
 
 
 class Refused(SSEError):
@@ -185,7 +186,11 @@ class RedactTokens(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Replaces the token in a line that has one."""
-        line = record.getMessage()
+        try:
+            line = record.getMessage()
+        except Exception:
+            # Its arguments don't fit: that is for the handlers to say, whoever logs isn't to fail.
+            return True
         if "=" in line and (redacted := _SECRET.sub(r"\1[redacted]", line)) != line:
             record.msg, record.args = redacted, ()
         return True

@@ -1144,6 +1144,12 @@ class TestTokens:
         assert lines[0].startswith('127.0.0.1 "GET /events/?channel=a&token=') and "&channel=b HTTP/1.1" in lines[0]
         assert "&channel=b HTTP/1.1" in lines[1] and lines[-1] == "100% of it"
 
+    @pytest.mark.parametrize("line", ["%s %s token=a", "%d token=a", "%(x)s token=a"])
+    def test_lines_that_cannot_be_made(self, site: Site, line: str) -> None:
+        """A line that its arguments don't fit is passed on: who logs it doesn't fail because of us."""
+        record = logging.LogRecord("werkzeug", logging.INFO, __file__, 1, line, ("x",), None)
+        assert logging.getLogger("werkzeug").filter(record)
+
     def test_access_logs_are_told_once(self) -> None:
         """However many apps there are, an access log has one filter."""
         for _ in range(3):
