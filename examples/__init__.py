@@ -8,16 +8,29 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 from flask import Flask, Response
+from flask.json.provider import DefaultJSONProvider
 
 from . import catalogue
 from .streaming import sse
 
 
+class Json(DefaultJSONProvider):
+    """JSON that is nested too deeply for Python's parser is no JSON, so 400, as any other that can't be read."""
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        try:
+            return super().loads(s, **kwargs)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+
 def create_app() -> Flask:
     """The app: an index page, a blueprint for each example, and sseflask."""
     app = Flask(__name__)
+    app.json = Json(app)
     app.logger.setLevel(logging.INFO)  # The examples say what they do.
     app.config["SSE_BROKER_URL"] = os.environ.get("SSE_BROKER_URL", "auto")
     app.register_blueprint(catalogue.bp)

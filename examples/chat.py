@@ -27,6 +27,7 @@ Message = dict[str, str]
 MAX_MESSAGES = 40
 MAX_CHARACTERS = 8000
 MAX_BYTES = 1024
+MAX_CONVERSATION_BYTES = 64 * 1024
 # For how long an answer goes on when nobody reads it: enough to load the page again, or to change from the telephone to the desk.
 GRACE_SECONDS = 20
 
@@ -85,6 +86,7 @@ Answer = Generator[ServerSentEvent, None, dict[str, Any]]
 @sse.stream(resumable=True, lifecycle=True, coalesce=0.03, detach_grace=GRACE_SECONDS)
 def events() -> Answer:
     """Answers `{"messages": [{"role": "user", "content": "…"}]}`."""
+    request.max_content_length = MAX_CONVERSATION_BYTES
     messages = messages_of(request.get_json(silent=True))
     return answering(current_app.extensions["chat_model"], messages)
 

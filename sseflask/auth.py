@@ -8,12 +8,14 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from flask import Flask, request
 from itsdangerous import BadData, URLSafeSerializer
+from werkzeug.exceptions import HTTPException
 
 from .callback import name_of
+from .config import TOKEN
 from .errors import SSEError
 
 log = logging.getLogger("sseflask.auth")
@@ -26,7 +28,7 @@ ACTIONS: Final = ("subscribe", "publish", "inspect")
 ALL: Final = "*"
 COOKIE: Final = "sse_token"
 _SALT: Final = "sseflask.token"
-_SECRET: Final = re.compile(r"((?:^|[?&\s'\"])" + "".join(f"(?:{c}|%{ord(c):x})" for c in "token") + r"=)[^&\s'\"]*", re.IGNORECASE)
+_SECRET: Final = re.compile(rf"((?:^|[?&\s'\"]){TOKEN}=)[^&\s'\"]*", re.IGNORECASE)
 
 
 class Refused(SSEError):
@@ -68,13 +70,16 @@ def sign(app: Flask, token: Token) -> str:
     Raises:
         RuntimeError: The app has no secret key.
     """
+    if not app.secret_key:
+        raise RuntimeError("signing tokens needs the app's SECRET_KEY")
     return str(_serializer(app).dumps([list(token.channels), token.action, token.expires]))
 
 
 def presented(app: Flask, action: str) -> Token | None:
     """The token of the current request: `?token=`, `Authorization: Bearer` or the cookie; None if there is none.
 
-    The cookie counts only for reading: a browser sends it along with what other sites have it post.
+    Without a secret key none is ours: there is none then, either. The cookie counts only for reading: a browser sends it along with
+    what other sites have it post.
 
     Raises:
         Refused: There is none that is ours, or it has expired.
@@ -82,6 +87,8 @@ def presented(app: Flask, action: str) -> Token | None:
     texts = [request.args.get("token"), _bearer(), request.cookies.get(COOKIE) if action == "subscribe" else None]
     is_expired = False
     given = [text for text in texts if text]
+    if not app.secret_key:
+        return None
     for text in given:
         try:
             # Compared in constant time; the signature comes first, so what is inside is ours.
@@ -126,11 +133,30 @@ def check(app: Flask, action: str, channels: tuple[str, ...], authorize: Authori
                 "%s of %r is refused: %s",
                 action,
                 channel,
-                _what_could_open(action, authorize, token),
+                _what_could_open(app, action, authorize, token),
                 extra={"sse_channel": channel, "sse_path": request.path},
             )
             raise Refused(403, "this is not open to you" if action == "inspect" else f"this channel is not open to you: {channel}")
     return None if token is None else token.expires - time.time()
+
+
+def may_inspect(app: Flask, authorize: Authorize | None) -> bool:
+    """Whether the current request may see what concerns all channels; where it may not, nothing is raised, nor logged as refused.
+
+    Args:
+        app: The app.
+        authorize: The app's own rule. What it raises says no.
+    """
+    try:
+        if authorize is not None and _says_yes(authorize, "inspect", ALL):
+            return True
+        token = presented(app, "inspect")
+    except (Refused, HTTPException):
+        return False
+    except Exception:
+        log.exception("the rule can't say who may inspect", extra={"sse_path": request.path})
+        return False
+    return token is not None and token.allows("inspect", ALL)
 
 
 def _says_yes(rule: Authorize, action: str, channel: str) -> bool:
@@ -144,11 +170,14 @@ def _says_yes(rule: Authorize, action: str, channel: str) -> bool:
     return answer is True
 
 
-def _what_could_open(action: str, rule: Authorize | None, token: Token | None) -> str:
+def _what_could_open(app: Flask, action: str, rule: Authorize | None, token: Token | None) -> str:
     """What could have let a request in, and didn't, for the log: to its client this is no business."""
     tried = ["no pattern of SSE_PUBLIC_CHANNELS matches"] if action == "subscribe" else []
     tried.append("there is no @sse.authorize rule" if rule is None else f"the @sse.authorize rule {name_of(rule)} doesn't allow it")
-    tried.append("no token came with it" if token is None else "its token is for something else")
+    if not app.secret_key:
+        tried.append("tokens need the app's SECRET_KEY")
+    else:
+        tried.append("no token came with it" if token is None else "its token is for something else")
     return ", ".join(tried)
 
 
@@ -157,7 +186,11 @@ class RedactTokens(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Replaces the token in a line that has one."""
-        line = record.getMessage()
+        try:
+            line = record.getMessage()
+        except Exception:
+            # Its arguments don't fit: that is for the handlers to say, whoever logs isn't to fail.
+            return True
         if "=" in line and (redacted := _SECRET.sub(r"\1[redacted]", line)) != line:
             record.msg, record.args = redacted, ()
         return True
@@ -177,6 +210,9 @@ def _bearer() -> str | None:
 
 
 def _serializer(app: Flask) -> URLSafeSerializer:
-    if not app.secret_key:
-        raise RuntimeError("signing and checking tokens needs the app's SECRET_KEY")
-    return URLSafeSerializer(app.secret_key, salt=_SALT)
+    assert app.secret_key
+    older = app.config.get("SECRET_KEY_FALLBACKS") or ()
+    # A text's characters aren't keys.
+    keys: list[Any] = [older] if isinstance(older, (str, bytes)) else list(older)
+    # Signed with the last one, checked with all.
+    return URLSafeSerializer([*keys, app.secret_key], salt=_SALT)

@@ -101,10 +101,14 @@ def _prefix(name: str, value: Any) -> str:
     return value
 
 
+#: The name of the argument that a token comes in, in a pattern: a server reads `%74oken` as well.
+TOKEN: Final = "".join(f"(?:{letter}|%{ord(letter):x})" for letter in "token")
+
+
 def redacted(url: str) -> str:
-    """A URL as logs and errors may show it: without what stands before the host's name, and without a password argument."""
+    """A URL as logs and errors may show it: without what stands before the host's name, and without a password or a token."""
     url = re.sub(r"(?<=://)[^/@]*@", "", url)
-    return re.sub(r"(?i)((?:password|username)=)[^&]*", r"\1…", url)
+    return re.sub(rf"(?i)((?:password|username|[?&]{TOKEN})=)[^&]*", r"\1…", url)
 
 
 def _event_name(name: str, value: Any) -> str:

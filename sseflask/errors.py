@@ -8,7 +8,7 @@ What is raised *into* a running generator to end it derives from `StreamClosed`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 
 class SSEError(Exception):
@@ -71,18 +71,24 @@ class InvalidSubscription(SSEError, ValueError):
         self.problem = problem
 
 
+#: What is told of a broker to who is to learn nothing of the inside.
+UNREACHABLE: Final = "the broker can't be reached"
+
+
 class BrokerUnavailable(SSEError):
     """The broker can't be used now, or not by this process.
 
     Attributes:
         problem: Why.
         outcome: `"not_published"`, or `"unknown"` where the event may have been stored: publish it again with the same `token`.
+        told: What clients are told of it: nothing of addresses and paths, which are the inside's.
     """
 
-    def __init__(self, problem: str, *, outcome: str = "not_published") -> None:
+    def __init__(self, problem: str, *, outcome: str = "not_published", told: str = UNREACHABLE) -> None:
         super().__init__(problem)
         self.problem = problem
         self.outcome = outcome
+        self.told = told
 
 
 class UnknownTask(SSEError, LookupError):

@@ -63,11 +63,13 @@ class Installation:
             and (here := process.current()).directory is None
             and (here.workers > 1 or (has_request_context() and request.environ.get("wsgi.multiprocess")))
         ):
-            raise BrokerUnavailable(
+            problem = (
                 "several processes serve this app, and an event published in one would not reach the streams of the others: set "
                 "SSE_BROKER_URL to sqlite:///PATH or redis://…, run them under sseflask.worker.StreamWorker, or set it to "
                 "memory:// if each is to have channels of its own"
             )
+            # Found at the first request that anybody makes, and to be put right before there is a second.
+            raise BrokerUnavailable(problem, told=problem)
         broker = self._brokers.get(os.getpid())
         if broker is None:
             # Two threads may come here together: the listeners are in the broker before anyone else sees it.

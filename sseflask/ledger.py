@@ -15,6 +15,7 @@ import os
 import secrets
 import struct
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -154,6 +155,12 @@ class Ledger:
             os.close(self._file)
             self._file = None
 
+    def forget(self) -> None:
+        """Lets go of what a forked child has inherited: its parent's lock would be held for as long as the child lives."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
     def _put(self, directory: Path, data: bytes) -> None:
         if self._file is None or not os.fstat(self._file).st_nlink:
             self._open(directory)
@@ -180,6 +187,8 @@ class Ledger:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _fold(directory)
+        _hook()
+        _opened.add(self)
         self._file, self._path, self._number, self._written = file, path, 0, b""
 
 
@@ -196,6 +205,21 @@ def current() -> Ledger:
 
 
 _ledgers: Final[dict[int, Ledger]] = {}
+#: Those that have opened a file in this process.
+_opened: Final[weakref.WeakSet[Ledger]] = weakref.WeakSet()
+_hooked: Final[set[str]] = set()
+
+
+def _hook() -> None:
+    if "fork" not in _hooked:
+        _hooked.add("fork")
+        os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _after_fork_in_child() -> None:
+    for ledger in list(_opened):
+        ledger.forget()
+    _opened.clear()
 
 
 def added(one: Any, other: Any) -> Any:

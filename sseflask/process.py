@@ -25,7 +25,7 @@ log = logging.getLogger("sseflask.stream")
 
 #: Files that a worker needs besides its streams' sockets: listeners, logs, databases, requests that are no streams.
 RESERVED_FILES: Final = 64
-#: Seconds between two lines that say that streams are refused.
+#: Seconds between two lines that say that streams are refused, or requests because of the broker.
 REFUSALS_INTERVAL: Final = 10.0
 #: Closed streams that are remembered, and the characters of their paths.
 CLOSES_KEPT: Final = 50
@@ -79,6 +79,7 @@ class Process:
         self.make_runner: Callable[[], Any] | None = None
         self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
         self._said: set[str] = set()
+        self._broker_due = 0.0
         self._clients: dict[str, int] = {}
         self._refusals_said = 0
         self._refusals_due = 0.0
@@ -152,6 +153,18 @@ class Process:
         log.warning(
             "streams are refused: %s (%d since the last line like this, %d are open)", limit, count, len(self.streams), extra=extra
         )
+
+    def tell_of_broker(self, problem: str, path: str) -> None:
+        """Says in the log why the broker can't be used; after an outage thousands ask, so once in 10 s is enough.
+
+        Args:
+            problem: Why.
+            path: The request's.
+        """
+        now = time.monotonic()
+        if now >= self._broker_due:
+            self._broker_due = now + REFUSALS_INTERVAL
+            logging.getLogger("sseflask.broker").warning("a request is answered 503: %s", problem, extra={"sse_path": path})
 
     def is_first(self, problem: str) -> bool:
         """Whether this is the first time that a problem is met here, which is said once."""

@@ -13,6 +13,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 from . import auth, cors, dashboard, ledger, metrics, process
 from .channel import checked_name
 from .errors import (
+    UNREACHABLE,
     BrokerUnavailable,
     EventTooLarge,
     InvalidChannel,
@@ -56,7 +57,7 @@ def install(sse: SSE) -> None:
     sse.register_error_handler(EventTooLarge, lambda error: _refusal(413, str(error)))
     sse.register_error_handler(InvalidEvent, lambda error: _refusal(400, str(error)))
     sse.register_error_handler(auth.Refused, lambda error: _refusal(error.status, error.reason))
-    sse.register_error_handler(HTTPException, lambda error: _refusal(error.code or 500, error.description or error.name))
+    sse.register_error_handler(HTTPException, _http_error)
 
 
 def subscribe(sse: SSE, names: list[str]) -> Response:
@@ -68,12 +69,20 @@ def subscribe(sse: SSE, names: list[str]) -> Response:
 
 
 def health(sse: SSE) -> Response:
-    """Whether this worker is to be sent new streams: 200, or 503 and why not. For load balancers, so anyone may ask."""
+    """Whether this worker is to be sent new streams: 200, or 503 and why not. For load balancers, so anyone may ask.
+
+    What exactly is wrong with the broker only those are told who may inspect.
+    """
     here, settings = process.current(), sse.settings
     try:
         problem = sse.installation.broker.problem()
+        told = UNREACHABLE
     except BrokerUnavailable as error:
-        problem = error.problem
+        problem, told = error.problem, error.told
+    if problem is not None:
+        here.tell_of_broker(problem, request.path)
+        if not current_app.debug and not auth.may_inspect(current_app, sse.find_authorization):
+            problem = told
     checks = {
         "broker": problem is None,
         "draining": here.draining,
@@ -169,6 +178,12 @@ def _posted() -> ServerSentEvent:
     return to_event(fields["data"], **named)
 
 
+def _unavailable(error: BrokerUnavailable) -> Response:
+    """Tells a client no addresses and paths but in debug mode; the log has them."""
+    process.current().tell_of_broker(error.problem, request.path)
+    return _refusal(503, error.problem if current_app.debug else error.told, outcome=error.outcome)
+
+
 def _stream_error(error: StreamError) -> Response:
     try:
         response = jsonify(error_data(error, debug=False))
@@ -176,6 +191,17 @@ def _stream_error(error: StreamError) -> Response:
         log.exception("the details of an error can't be sent: %r", error.details, extra={"sse_path": request.path})
         response = jsonify(error_data(error.without_details(), debug=False))
     response.status_code = error.status
+    return response
+
+
+def _http_error(error: HTTPException) -> Any:
+    """What a guard of the app's aborts with: its response, if it has one of its own, or JSON with its headers (`Retry-After`)."""
+    if error.response is not None:
+        return error.response
+    response = _refusal(error.code or 500, error.description or error.name)
+    for name, value in error.get_headers(request.environ):
+        if name.lower() not in ("content-type", "content-length"):
+            response.headers.add(name, value)
     return response
 
 
@@ -189,7 +215,7 @@ def _refusal(status: int, problem: str, **more: str) -> Response:
 ANSWERS: dict[type[Exception], Callable[[Any], Response]] = {
     InvalidChannel: lambda error: _refusal(400, str(error)),
     InvalidSubscription: lambda error: _refusal(400, str(error)),
-    BrokerUnavailable: lambda error: _refusal(503, error.problem, outcome=error.outcome),
+    BrokerUnavailable: _unavailable,
     StreamError: _stream_error,
     UnknownTask: lambda error: _refusal(404, str(error)),
     TaskEnded: lambda error: _refusal(409, str(error)),

@@ -15,9 +15,11 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from flask import Flask, Response, abort, request
+from flask import Flask, Response, abort, redirect, request
 from flask.testing import FlaskClient
 from itsdangerous import URLSafeSerializer
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import TooManyRequests, Unauthorized
 from werkzeug.test import TestResponse
 
 import sseflask.auth
@@ -783,6 +785,33 @@ class TestRoutes:
         assert site.post("/events/news", data="x", headers={"X-Key": "right"}).status_code == 201
         assert page.wait(2)[1].data == "x"
 
+    def test_headers_of_a_guard(self, make_site: MakeSite) -> None:
+        """What a guard aborts with keeps its own headers, and its own response is answered as it is."""
+
+        def guard() -> None:
+            match request.args["by"]:
+                case "many":
+                    raise TooManyRequests(retry_after=30)
+                case "login":
+                    raise Unauthorized("sign in", www_authenticate=WWWAuthenticate("basic", {"realm": "the app"}))
+                case "own":
+                    abort(Response("<p>sign in", 401, {"X-Own": "yes"}))
+                case "redirect":
+                    abort(redirect("/login"))
+
+        sse = SSE()
+        sse.before_request(guard)
+        site = make_site(sse)
+        many, login = site.get("/events/news?by=many"), site.get("/events/news?by=login")
+        assert refusal(many, 429) and many.headers["Retry-After"] == "30"
+        assert refusal(login, 401) == "sign in" and login.headers["WWW-Authenticate"] == 'Basic realm="the app"'
+        for response in (many, login):
+            assert [name for name, _ in response.headers].count("Content-Type") == 1
+        own, moved = site.post("/events/news?by=own", data="x"), site.get("/events/news?by=redirect")
+        assert (own.status_code, own.text, own.headers["X-Own"]) == (401, "<p>sign in", "yes")
+        assert (moved.status_code, moved.headers["Location"]) == (302, "/login")
+        assert own.headers["X-Content-Type-Options"] == "nosniff"
+
 
 class TestWhoMay:
     """Closed by default, public channels, and the app's own rule."""
@@ -1069,6 +1098,32 @@ class TestTokens:
             closed_site.sse.sign("a")
         refusal(closed_site.get("/events/a"), 403)
 
+    @pytest.mark.parametrize("present", [without_header, as_bearer, as_cookie])
+    def test_tokens_of_an_app_without_a_key(
+        self, closed_site: Site, caplog: pytest.LogCaptureFixture, present: Callable[[str], dict[str, Any]]
+    ) -> None:
+        """Without a secret key no token is ours, whatever it is: who has one is refused as who has none, and let in by the rule."""
+        token = closed_site.sse.sign("a")
+        closed_site.app.secret_key = None
+        with caplog.at_level(logging.INFO, logger="sseflask.auth"):
+            refusal(closed_site.get("/events/a", **present(token)), 403)
+        assert "tokens need the app's SECRET_KEY" in caplog.text
+        refusal(closed_site.get("/events/a", **present("aaa.bbb.ccc")), 403)
+        closed_site.sse.authorize(lambda action, channel: channel == "mine")
+        assert closed_site.open("/events/mine", **present("aaa.bbb.ccc")).wait(1)
+
+    @pytest.mark.parametrize("older", [["oldest", SECRET], (SECRET,), SECRET])
+    def test_key_rotation(self, closed_site: Site, older: Any) -> None:
+        """A token that an older key has signed counts as long as SECRET_KEY_FALLBACKS has the key; new ones have the new key."""
+        old = closed_site.sse.sign("a")
+        closed_site.app.config.update(SECRET_KEY="new", SECRET_KEY_FALLBACKS=older)
+        new = closed_site.sse.sign("a")
+        for token in (old, new):
+            assert closed_site.open(f"/events/a?token={token}").wait(1)
+        closed_site.app.config["SECRET_KEY_FALLBACKS"] = None
+        refusal(closed_site.get(f"/events/a?token={old}"), 401)
+        assert closed_site.open(f"/events/a?token={new}").wait(1)
+
     def test_never_logged(self, closed_site: Site, caplog: pytest.LogCaptureFixture) -> None:
         """No log line has a token: neither those of gunicorn and Werkzeug, nor ours, whatever goes wrong."""
         token = closed_site.sse.sign("a")
@@ -1090,6 +1145,12 @@ class TestTokens:
         lines = [record.getMessage() for record in caplog.records if record.name in ("gunicorn.access", "werkzeug")]
         assert lines[0].startswith('127.0.0.1 "GET /events/?channel=a&token=') and "&channel=b HTTP/1.1" in lines[0]
         assert "&channel=b HTTP/1.1" in lines[1] and lines[-1] == "100% of it"
+
+    @pytest.mark.parametrize("line", ["%s %s token=a", "%d token=a", "%(x)s token=a"])
+    def test_lines_that_cannot_be_made(self, site: Site, line: str) -> None:
+        """A line that its arguments don't fit is passed on: who logs it doesn't fail because of us."""
+        record = logging.LogRecord("werkzeug", logging.INFO, __file__, 1, line, ("x",), None)
+        assert logging.getLogger("werkzeug").filter(record)
 
     def test_access_logs_are_told_once(self) -> None:
         """However many apps there are, an access log has one filter."""

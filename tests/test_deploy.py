@@ -57,6 +57,20 @@ def test_all_take_the_same_retry() -> None:
     assert all(told) and {each for found in told for each in found} == {"3000"}
 
 
+def test_health_is_asked_for_by_name() -> None:
+    """Each file that asks for a server's health says for which host: with TRUSTED_HOSTS the server answers to no other."""
+    asking = [path for path in DEPLOY.iterdir() if re.search(r"^[^#]*/-/health", path.read_text(), re.MULTILINE)]
+    assert {path.name for path in asking} == {"haproxy.cfg", "compose.yaml"}
+    for path in asking:
+        assert re.search(r"/-/health.*Host'?:? '?(example\.org|\${SITE:-localhost})", path.read_text()), path
+
+
+def test_events_on_disk_are_the_apps() -> None:
+    """Nobody but the service's user can look into the directory with the events, nor read a file that the service makes."""
+    unit = (DEPLOY / "sseflask@.service").read_text().splitlines()
+    assert {"StateDirectory=yourapp", "StateDirectoryMode=0700", "UMask=0077"} <= set(unit)
+
+
 def test_the_readme_has_each_file() -> None:
     """deploy/README.md names and links all there is, and nothing else."""
     linked = set(re.findall(r"\]\(([^)/]+)\)", (DEPLOY / "README.md").read_text()))

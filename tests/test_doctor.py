@@ -463,6 +463,16 @@ def test_the_command_speaks_json(well: Raw) -> None:
     assert "X-A: b" in well.requests[0] and "Authorization: Basic " in well.requests[0]
 
 
+@pytest.mark.parametrize("run", [doctor, by_app])
+@pytest.mark.parametrize("query", ["token=abc.def", "channel=a&token=abc.def&channel=b", "%74oken=abc.def#top"])
+def test_the_command_shows_no_token(well: Raw, run: Any, query: str) -> None:
+    """A token in the address is sent, and isn't in what is printed: people paste that elsewhere."""
+    for more in ((), ("--json",)):
+        result = run(f"{well.url}?{query}", "--seconds", "0.3", *more)
+        assert result.exit_code == 0 and "abc" not in result.output and "oken=…" in result.output
+    assert "abc.def" in well.requests[0]
+
+
 @pytest.mark.parametrize("status", ["401 Unauthorized", "404 Not Found", "502 Bad Gateway"])
 def test_the_command_fails_where_a_browser_would(status: str) -> None:
     """With exit code 1."""

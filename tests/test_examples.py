@@ -1082,6 +1082,22 @@ def test_a_conversation_that_is_too_long_is_refused(client: FlaskClient, message
     assert "40 messages and 8000 characters" in response.json["error"]
 
 
+def test_a_conversation_of_too_many_bytes_is_not_read(client: FlaskClient) -> None:
+    """It is a 413, before anything of it is parsed; the longest one that is allowed fits."""
+    assert client.post("/chat/events", data=b"[" + b"[]," * 30_000, content_type="application/json").status_code == 413
+    messages = [{"role": "user", "content": "\u00e9" * 200}] * 40
+    assert len(json.dumps({"messages": messages})) < chat.MAX_CONVERSATION_BYTES
+    assert chat.messages_of({"messages": messages}) == messages
+
+
+@pytest.mark.parametrize(
+    "path", ["/chat/events", "/chat/stop", "/board/cards/lens", "/notifications/", "/celery/jobs", "/report/messages"]
+)
+def test_json_that_is_nested_too_deeply_is_refused(client: FlaskClient, path: str) -> None:
+    """It is a 400, as what is no JSON."""
+    assert client.post(path, data=b"[" * 1020, content_type="application/json").status_code == 400
+
+
 def test_the_conversation_is_passed_on_without_what_does_not_belong_to_it() -> None:
     """Only roles and contents are taken over from the client."""
     given = {"messages": [{"role": "assistant", "content": "a", "x": 1}, {"role": "user", "content": "b", "name": "n"}], "n": 99}

@@ -493,6 +493,21 @@ ledger.current().write()
 """
 
 
+FORKING: Final = """
+import os, signal, sys
+from pathlib import Path
+from sseflask import ledger, process
+process.current().directory = Path(sys.argv[1])
+ledger.current().write()
+if os.fork() == 0:
+    os.read(0, 1)
+    os.write(1, b"the child has been there\\n")
+    os._exit(0)
+os.write(1, b"forked\\n")
+signal.pause()
+"""
+
+
 class Worker:
     """A process that has opened some streams, and opens 100 more when it leaves."""
 
@@ -545,6 +560,19 @@ class TestLedger:
             assert reading.total["streams_opened"] == base["streams_opened"] + 1110
             assert reading.total["resets"] == base["resets"] + 4
         assert len(list(tmp_path.glob(f"{ledger.PREFIX}*"))) == 1
+
+    def test_a_child_that_outlives_a_worker(self, own: Ledger, tmp_path: Path) -> None:
+        """A worker that has forked a child without exec, and has gone, isn't among the living because the child is."""
+        command = [sys.executable, "-c", FORKING, str(tmp_path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as worker:
+            assert worker.stdin is not None and worker.stdout is not None
+            assert worker.stdout.readline() == "forked\n"
+            assert set(own.read().now) == {os.getpid(), worker.pid}
+            worker.send_signal(signal.SIGKILL)
+            worker.wait(30)
+            assert set(own.read().now) == {os.getpid()}
+            worker.stdin.close()
+            assert worker.stdout.read() == "the child has been there\n"
 
     def test_interrupted_sums(self, own: Ledger, tmp_path: Path) -> None:
         """Numbers aren't added twice where somebody was killed between adding them and removing their file."""

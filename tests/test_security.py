@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from flask import Flask, request
+from flask import Flask, abort, request
 from flask.testing import FlaskClient
 from itsdangerous import URLSafeSerializer
 from werkzeug.test import TestResponse
@@ -69,7 +69,7 @@ class Site:
     def __init__(self, **settings: Any) -> None:
         self.app = Flask("app")
         self.app.secret_key = SECRET
-        self.app.config.update(SSE_BROKER_URL="memory://", **settings)
+        self.app.config.update({"SSE_BROKER_URL": "memory://", **settings})
         self.sse = SSE()
         self.app.register_blueprint(self.sse, url_prefix="/events")
 
@@ -375,3 +375,41 @@ class TestErrors:
         for response in (site.client.get("/events/a"), site.client.post("/events/a", data="x")):
             assert response.status_code == 500 and "geheim" not in response.text and "RuntimeError" not in response.text
         assert "geheim" in caplog.text
+
+    @pytest.mark.parametrize("url", ["sqlite:////proc/inside/x.db", "redis://user:geheim@127.0.0.1:1/0"])
+    def test_nothing_of_where_the_broker_is(
+        self, url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Without its broker an app says so and no more, to anybody; the log says where it is, but not each time it is asked."""
+        site = Site(SSE_BROKER_URL=url, SSE_BROKER_TIMEOUT=0.5, SSE_PUBLIC_CHANNELS=["*"])
+        monkeypatch.setattr(process.current(), "_broker_due", 0.0)
+        site.app.add_url_rule("/own", "own", lambda: str(site.sse.publish("x")))
+        inside = "/proc/inside/x.db" if url.startswith("sqlite") else "127.0.0.1:1"
+        client, token = site.client, site.sse.sign("*", action="inspect")
+        for path in ("/events/-/health", "/events/-/health?token=nonsense", "/events/a", "/own"):
+            response = client.get(path)
+            assert response.status_code == 503, path
+            assert inside not in response.text and "the broker can't be reached" in response.text
+        assert [inside in record.getMessage() for record in caplog.records if "answered 503" in record.getMessage()] == [True]
+        assert inside in client.get(f"/events/-/health?token={token}").get_json()["problem"]
+        site.app.debug = True
+        for path in ("/events/-/health", "/events/a", "/own"):
+            assert inside in client.get(path).text
+        assert "geheim" not in caplog.text
+
+    def test_health_asks_the_rule(self) -> None:
+        """What is wrong with the broker the app's rule opens to whom it lets inspect; health is 503 all the same."""
+        site = Site(SSE_BROKER_URL="sqlite:////proc/inside/x.db", SSE_BROKER_TIMEOUT=0.5)
+        for says, shown in ((True, True), (False, False), (None, False), ("yes", False), (KeyError("user"), False), (401, False)):
+
+            def rule(action: str, channel: str, says: Any = says) -> Any:
+                assert (action, channel) == ("inspect", "*")
+                if isinstance(says, int) and not isinstance(says, bool):
+                    abort(says)
+                if isinstance(says, Exception):
+                    raise says
+                return says
+
+            site.sse.authorize(rule)
+            response = site.client.get("/events/-/health")
+            assert response.status_code == 503 and ("/proc/inside" in response.text) == shown, says

@@ -8,6 +8,7 @@ import os
 import random
 import secrets
 import sqlite3
+import stat
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -302,6 +303,7 @@ class Connection:
                     for left in ("-wal", "-shm", "-journal"):
                         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                             os.unlink(self.path + left)
+                    _make(self.path)
                 db = self._connect()
         else:
             db = self._connect()
@@ -427,6 +429,19 @@ def _identity(path: str) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
+
+
+def _make(path: str) -> None:
+    """Makes the file, for this process's user alone; SQLite gives `-wal` and `-shm` its mode. Of what fails SQLite will speak."""
+    path = os.path.realpath(path)
+    try:
+        # Not by opening it: another thread may have it open by then, and closing any descriptor of a file drops all locks that this
+        # process has on it.
+        os.mknod(path, stat.S_IFREG | 0o600)
+    except OSError:
+        # Where only root may do that, as on macOS.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 @contextlib.contextmanager

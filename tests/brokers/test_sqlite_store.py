@@ -693,6 +693,55 @@ class TestTasks:
         assert store.tasks.find("t") == known is not None
 
 
+class TestMode:
+    """Who may read the file."""
+
+    @pytest.fixture(autouse=True)
+    def umask(self) -> Iterator[None]:
+        """As most systems have it: what is made may be read by all."""
+        before = os.umask(0o022)
+        yield
+        os.umask(before)
+
+    @staticmethod
+    def modes(path: Path) -> set[int]:
+        """Those of the file and of the two beside it."""
+        return {Path(f"{path}{suffix}").stat().st_mode & 0o777 for suffix in ("", "-wal", "-shm")}
+
+    def test_made_for_one_user(self, store: SQLiteStore, path: Path) -> None:
+        """What it makes, its user alone may read and write; made anew, too, after it was deleted."""
+        store.publish(event("a"))
+        assert self.modes(path) == {0o600}
+        path.unlink()
+        with pytest.raises(BrokerUnavailable):
+            store.publish(event("a"))
+        store.publish(event("a"))
+        assert self.modes(path) == {0o600}
+
+    def test_through_a_link(self, store: SQLiteStore, path: Path) -> None:
+        """What a link leads to is made so, too."""
+        path.symlink_to(path.with_name("elsewhere.db"))
+        store.publish(event("a"))
+        assert self.modes(path.with_name("elsewhere.db")) == {0o600}
+
+    def test_without_mknod(self, store: SQLiteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a user may make no file without opening it, that is what is done."""
+
+        def refuse(*_: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "mknod", refuse)
+        store.publish(event("a"))
+        assert self.modes(path) == {0o600}
+
+    def test_made_by_others(self, store: SQLiteStore, path: Path) -> None:
+        """One that is there keeps its mode: several users may share it."""
+        path.touch()
+        path.chmod(0o660)
+        store.publish(event("a"))
+        assert self.modes(path) == {0o660}
+
+
 class TestLives:
     """Epochs: when a log's life goes on, and when another begins."""
 

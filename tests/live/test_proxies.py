@@ -22,6 +22,7 @@ import pytest
 from sseflask import Publisher
 from sseflask.doctor import judge
 from sseflask.probe import observe
+from tests.conftest import Serve
 from tests.live.client import Endpoint, NoResponse, StreamClient, connect, get, open_stream, read_all
 from tests.live.http2 import open_http2_stream
 from tests.live.process import wait_until
@@ -72,6 +73,29 @@ def full():
 
 
 app.register_blueprint(sse, url_prefix="/events")
+'''
+
+#: Answers to one name, and logs what it answers to who asks for its health.
+TRUSTING: Final = '''
+import os
+
+from flask import Flask, request
+
+from sseflask import SSE
+
+app = Flask(__name__)
+app.config.update(TRUSTED_HOSTS=["example.org"], SSE_PUBLIC_CHANNELS=["*"])
+
+
+@app.after_request
+def tell(response):
+    """Logs it."""
+    if request.environ["PATH_INFO"] == "/events/-/health":
+        os.write(2, f"health is {response.status_code}\\n".encode())
+    return response
+
+
+app.register_blueprint(SSE(), url_prefix="/events")
 '''
 
 #: Proxies that say at once that a client has left; the others learn it when they write.
@@ -416,6 +440,14 @@ def test_a_full_servers_stream_goes_to_the_other(start: Start, kind: Kind) -> No
         with open_stream(proxy, "/half") as client:
             assert client.next_event().event == "stream-open"
         assert get(proxy, "/page").status == 200
+
+
+@pytest.mark.parametrize("kind", [needing("haproxy")])
+def test_haproxy_asks_for_health_by_name(serve: Serve, start: Start, kind: Kind) -> None:
+    """A server that answers to its name alone, by Flask's TRUSTED_HOSTS, is healthy to HAProxy."""
+    server = serve(TRUSTING)
+    start(kind, upstreams=[server.port] * 2)
+    assert server.wait_for_log(r"health is (\d+)")[1] == "200"
 
 
 @each_proxy

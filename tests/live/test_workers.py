@@ -6,6 +6,7 @@ import collections
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -449,7 +450,10 @@ class TestDirectory:
         clients = in_each_worker(server, target("/on", channel="news"))
         (home,) = homes(temporary)
         shutil.rmtree(home.parent)
-        ask_until_all(server, "/events/-/health", lambda told: not told["ready"] and str(home) in told["problem"])
+        ask_until_all(
+            server, "/events/-/health", lambda told: not told["ready"] and told["problem"] == "the broker can't be reached"
+        )
+        server.wait_for_log(rf"a request is answered 503: {re.escape(str(home))}")
         assert post(server, "/publish", channel="news").json()["outcome"] == "not_published"
         server.signal(signal.SIGTTIN)
         wait_until(lambda: len(server.ready_workers()) == 3, 10)
@@ -682,9 +686,10 @@ class TestFile:
         aside.replace(file)
 
         def is_told(told: Any) -> bool:
-            return not told["ready"] and not told["broker"] and str(file) in told["problem"]
+            return not told["ready"] and not told["broker"] and told["problem"] == "the broker can't be reached"
 
         ask_until_all(server, "/events/-/health", is_told)
+        server.wait_for_log(rf"a request is answered 503: {re.escape(str(file))}")
         assert get(server, "/events/-/health").status == 503
         assert post(server, "/publish", channel="news").json()["outcome"] == "not_published"
         if file.is_dir():
