@@ -23,7 +23,7 @@ from .current import heartbeat
 from .emitter import EventEmitter, Listener, check_listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent, to_compact, to_event
-from .installation import KEY, Installation, file_name
+from .installation import KEY, Installation
 from .producer import release
 from .response import (
     UNAVAILABLE,
@@ -125,7 +125,7 @@ class SSE(Blueprint):
             )
         installed = app.extensions.get(KEY)
         if installed is None:
-            app.extensions[KEY] = Installation(self, Settings.from_config(app.config), file_name(app))
+            app.extensions[KEY] = Installation(self, Settings.from_config(app.config), app)
             self._installed.append(weakref.ref(app))
             warn_of_unknown(app.config, besides=self.other_settings)
             # Only then are all views there; from the second request on nobody listens.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import logging
 import os
-import re
 import urllib.parse
 import weakref
 from typing import TYPE_CHECKING, Final
@@ -19,6 +17,7 @@ from .channel import sure_length
 from .config import Settings, redacted
 from .control import Control
 from .errors import BrokerUnavailable
+from .identity import Identity
 from .tasks import Tasks
 
 if TYPE_CHECKING:
@@ -40,12 +39,12 @@ class Installation:
         ready: The app's broker, once it has been made in this process and may be used by whoever asks; else None.
     """
 
-    def __init__(self, sse: SSE, settings: Settings, name: str) -> None:
+    def __init__(self, sse: SSE, settings: Settings, app: Flask) -> None:
         self.sse = sse
         self.settings = settings
         self.sure_length = sure_length(settings.max_event_bytes)
         self.ready: Broker | None = None
-        self._name = name
+        self._identity = Identity(app, settings)
         self._is_auto = settings.broker_url == "auto"
         self._brokers: dict[int, Broker] = {}
         self._controls: dict[int, Control] = {}
@@ -56,7 +55,7 @@ class Installation:
         """The app's broker in this process, made at first use.
 
         Raises:
-            BrokerUnavailable: Other processes serve the app too, and nothing joins them.
+            BrokerUnavailable: Other processes serve the app too, and nothing joins them, or nothing says which app it is there.
         """
         if (
             self._is_auto
@@ -112,8 +111,18 @@ class Installation:
     def _make_broker(self) -> Broker:
         here, url = process.current(), self.settings.broker_url
         if url == "auto" and here.directory is not None:
-            # What dies with the server needs no word from the disk.
-            url = f"sqlite:///{urllib.parse.quote(str(here.directory / self._name))}.sqlite?synchronous=off"
+            problem, name = self._identity.find_confusion(), self._identity.name
+            if problem is None:
+                # What dies with the server needs no word from the disk.
+                path = urllib.parse.quote(str(here.directory / self._identity.file_name))
+                url = f"sqlite:///{path}.sqlite?synchronous=off"
+            elif here.workers > 1:
+                if here.is_first(f"{name}: {problem}"):
+                    log.error("the channels of the app %r are refused: %s", name, problem, extra={"sse_problem": problem})
+                raise BrokerUnavailable(problem)
+            else:
+                text = "events of the app %r stay in this worker, and a reload loses them: %s"
+                log.warning(text, name, problem, extra={"sse_problem": problem})
         broker = make_broker(self.settings, url, here.waker, here.timer.call_every_second)
         shown = redacted(url)
         log.info(
@@ -137,14 +146,3 @@ def _forget() -> None:
     for installation in list(_ready):
         installation.ready = None
     _ready.clear()
-
-
-#: How many apps have had a name, so that each has a name of its own; the same in each process that loads them in the same order.
-_named: Final[collections.Counter[str]] = collections.Counter()
-
-
-def file_name(app: Flask) -> str:
-    """A name for an app's file, the same in all processes of a server."""
-    plain = re.sub(r"\W+", "-", app.import_name)[:60].strip("-") or "app"
-    _named[plain] += 1
-    return plain if _named[plain] == 1 else f"{plain}-{_named[plain]}"

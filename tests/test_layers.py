@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("stream",),
     ("current", "signals", "timer"),
     ("process", "subscription"),
-    ("context", "handoff", "ledger"),
+    ("context", "handoff", "identity", "ledger"),
     ("producer",),
     ("response",),
     ("detached", "lease", "metrics", "worker"),
