@@ -16,6 +16,8 @@ from .brokers import Broker, make_broker
 from .channel import sure_length
 from .config import Settings, redacted
 from .control import Control
+from .decorated import OfApp
+from .emitter import EventEmitter
 from .errors import BrokerUnavailable
 from .identity import Identity
 from .tasks import Tasks
@@ -35,11 +37,12 @@ class Installation:
     Attributes:
         sse: The extension that was installed.
         settings: The app's settings, as they were when it was.
+        decorated: What the extension's decorators have given it.
         sure_length: The characters that data may have which needn't be looked at before they are published.
         ready: The app's broker, once it has been made in this process and may be used by whoever asks; else None.
     """
 
-    def __init__(self, sse: SSE, settings: Settings, app: Flask) -> None:
+    def __init__(self, sse: SSE, settings: Settings, app: Flask, decorated: OfApp | None = None) -> None:
         self.sse = sse
         self.settings = settings
         self.sure_length = sure_length(settings.max_event_bytes)
@@ -49,6 +52,8 @@ class Installation:
         self._brokers: dict[int, Broker] = {}
         self._controls: dict[int, Control] = {}
         self._tasks: dict[int, Tasks] = {}
+        self.decorated = sse.decorated.give(self._find_emitter) if decorated is None else decorated
+        self.decorated.find_emitter = self._find_emitter
 
     @property
     def broker(self) -> Broker:
@@ -128,9 +133,13 @@ class Installation:
         log.info(
             "events travel by %s (SSE_BROKER_URL is %r)", shown, redacted(self.settings.broker_url), extra={"sse_broker": shown}
         )
-        for name, listener in self.sse.listeners:
-            broker.emitter.on(name, listener)
+        for heard in self.decorated.listeners:
+            broker.emitter.on(heard.channel, heard.listener)
         return broker
+
+    def _find_emitter(self) -> EventEmitter | None:
+        broker = self.broker_in_use
+        return broker.emitter if broker is not None else None
 
 
 #: The installations whose broker is ready in this process.

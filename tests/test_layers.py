@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("address", "native"),
     ("emitter", "probe"),
     ("tally",),
-    ("brokers", "doctor", "waker"),
+    ("brokers", "decorated", "doctor", "waker"),
     ("channel", "state"),
     ("stream",),
     ("current", "signals", "timer"),

@@ -327,7 +327,7 @@ class ServerSentEventsBlueprint(SSE):
             return
         settings = dataclasses.replace(installed.settings, broker_url=url)
         config.in_use.add(settings)
-        app.extensions[KEY] = Installation(self, settings, app)
+        app.extensions[KEY] = Installation(self, settings, app, installed.decorated)
         before = installed.broker_in_use
         if before is not None and not any(stream.app is app for stream in process.current().streams):
             before.close()
