@@ -206,7 +206,8 @@ class Settings:
             server. `redis://HOST:PORT/DB`, `rediss://…`, `unix://PATH`: Redis or Valkey, for several hosts.
         broker_timeout: Seconds that a publish, or reading a channel's history, may take while the broker can't be reached; then
             `BrokerUnavailable` is raised.
-        broker_prefix: What the keys in Redis begin with, so that several apps can share one.
+        broker_prefix: What the keys in Redis begin with, so that several apps can share one. With `"auto"`, what workers tell apps
+            of one import name apart by: each needs its own, the same in all workers.
         history: Events that each channel keeps for clients that come back; `sse.channel(…, history=)` sets it for one channel.
         history_seconds: Seconds that a channel keeps them; in one that has gone quiet the older ones stay until the last has had
             its time. The ends of tasks and resumable runs are kept as long.

@@ -132,7 +132,7 @@ def check_inspect(sse: SSE) -> float | None:
     Raises:
         Refused: It may not.
     """
-    return auth.check(current_app, "inspect", (auth.ALL,), sse.find_authorization, ())
+    return auth.check(current_app, "inspect", (auth.ALL,), sse.find_authorization(), ())
 
 
 def file(name: str) -> Response:

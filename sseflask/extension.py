@@ -20,10 +20,11 @@ from .callback import check_callback, name_of
 from .channel import Channel, checked_event, checked_name, one_name
 from .config import DEFAULTS, DETACH_GRACE, SECONDS, UNSET, Settings, StreamOptions, warn_of_unknown
 from .current import heartbeat
+from .decorated import Decorated
 from .emitter import EventEmitter, Listener, check_listener
 from .errors import AlreadyInstalled, BrokerUnavailable, InvalidSetting, InvalidSubscription
 from .event import ServerSentEvent, to_compact, to_event
-from .installation import KEY, Installation, file_name
+from .installation import KEY, Installation
 from .producer import release
 from .response import (
     TOLD,
@@ -52,16 +53,16 @@ T = TypeVar("T")
 class SSE(Blueprint):
     """Server-Sent Events for Flask apps.
 
-    It holds no app and no state of one: the same object serves several, and app factories. Register it as a Blueprint, last, so
-    that its routes and settings are installed: `app.register_blueprint(sse, url_prefix="/events")`. `SSE(app)` and `init_app`
-    install it without routes.
+    It holds no app and no state of one: the same object serves several, and app factories. Each app keeps the rule and the client
+    key that it was installed with; what is decorated later is for apps that have none yet, and for those to come.
+
+    Register it as a Blueprint, last, so that its routes and settings are installed: `app.register_blueprint(sse,
+    url_prefix="/events")`. `SSE(app)` and `init_app` install it without routes.
 
     Where a method says "the app", that is the current one; outside any app context the only one that has this extension.
 
     Attributes:
-        find_authorization: The rule that `authorize` has decorated; None before that.
-        find_client_key: The function that `client_key` has decorated; None before that.
-        listeners: What `on` has decorated, each function with its channel's name before it.
+        decorated: What `authorize`, `client_key` and `on` were given, and which app has what of it.
         other_settings: Names of settings that it reads besides those of `Settings`.
     """
 
@@ -82,9 +83,7 @@ class SSE(Blueprint):
             ValueError: A Blueprint can't have this name.
         """
         super().__init__(name, __name__, **options)
-        self.find_authorization: Authorize | None = None
-        self.find_client_key: Callable[[], object] | None = None
-        self.listeners: list[tuple[str, Listener]] = []
+        self.decorated = Decorated()
         self._installed: list[weakref.ref[Flask]] = []
         self._streaming: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
         views.install(self)
@@ -130,7 +129,7 @@ class SSE(Blueprint):
             )
         installed = app.extensions.get(KEY)
         if installed is None:
-            app.extensions[KEY] = Installation(self, Settings.from_config(app.config), file_name(app))
+            app.extensions[KEY] = Installation(self, Settings.from_config(app.config), app)
             self._installed.append(weakref.ref(app))
             warn_of_unknown(app.config, besides=self.other_settings)
             # Only then are all views there; from the second request on nobody listens.
@@ -320,7 +319,8 @@ class SSE(Blueprint):
     def on(self, channel: str) -> Callable[[Listener], Listener]:
         """Decorates a listener: it is called in this process with each event of the channel, in order.
 
-        It runs where the event is published, or where it arrives from the broker; what it raises is logged.
+        It runs where the event is published, or where it arrives from the broker; what it raises is logged. It hears all apps that
+        this object serves; one that an app factory makes anew for each app hears its own.
 
         Args:
             channel: The channel's name, 1 to 200 bytes; it is no pattern.
@@ -336,11 +336,7 @@ class SSE(Blueprint):
 
         def listen(listener: Listener) -> Listener:
             check_listener(listener)
-            self.listeners.append((name, listener))
-            for app in self._apps():
-                # A broker that is made later finds the listener then.
-                if (broker := app.extensions[KEY].broker_in_use) is not None:
-                    broker.emitter.on(name, listener)
+            self.decorated.listen(name, listener)
             return listener
 
         return listen
@@ -628,7 +624,10 @@ class SSE(Blueprint):
     # Who may.
 
     def authorize(self, rule: Authorize) -> Authorize:
-        """Decorates the app's rule for the blueprint's routes; a second one takes its place.
+        """Decorates the app's rule for the blueprint's routes; until it is installed, a second one takes its place.
+
+        It guards each app that is installed after it, and those that have no rule yet: a factory may decorate before it installs
+        the extension, or after it, and each of its apps keeps its own. Apps of different rules are safest with an `SSE` each.
 
         Without one, only the channels of `SSE_PUBLIC_CHANNELS` can be subscribed to, and nothing can be published, but with a
         token. Views that call `subscribe` or `publish` themselves are asked nothing.
@@ -643,15 +642,32 @@ class SSE(Blueprint):
 
         Raises:
             TypeError: The rule can't be called, or is asynchronous or a generator function.
+            RuntimeError: An app was installed with another rule, which guards other apps, too: which is it to have?
         """
         check_callback(rule, "@sse.authorize takes a plain function of an action and a channel")
-        self.find_authorization = rule
+        self.decorated.decorate("authorize", rule)
         return rule
+
+    def find_authorization(self) -> Authorize | None:
+        """The rule that guards the app; None if it has none.
+
+        Raises:
+            RuntimeError: There is no app context, and not exactly one app has this extension.
+        """
+        late = self.decorated.find_waiting("authorize")
+        if late is not None and process.current().is_first(f"the rule {name_of(late)}"):
+            log.error(
+                "the @sse.authorize rule %s guards no app: those that there are were installed with another one, and keep it",
+                name_of(late),
+                extra={"sse_function": name_of(late)},
+            )
+        return self.installation.decorated.rules.get("authorize")
 
     def client_key(self, find: Callable[[], object]) -> Callable[[], object]:
         """Decorates a function that says who the client of the current request is, for `SSE_MAX_STREAMS_PER_CLIENT`.
 
-        It is also what `disconnect` names clients by, and whom a resumable stream belongs to.
+        It is also what `disconnect` names clients by, and whom a resumable stream belongs to. Which app has which function is as
+        with `authorize`.
 
         Args:
             find: Takes no argument, and returns a string, or what has a text of its own, a number say. None, or anything else
@@ -662,9 +678,10 @@ class SSE(Blueprint):
 
         Raises:
             TypeError: It can't be called, or is asynchronous or a generator function.
+            RuntimeError: An app was installed with another function, which other apps have, too.
         """
         check_callback(find, "@sse.client_key takes a plain function without arguments")
-        self.find_client_key = find
+        self.decorated.decorate("client_key", find)
         return find
 
     def sign(self, *channels: str, action: str = "subscribe", expires_in: float = 3600) -> str:

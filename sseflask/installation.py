@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import functools
 import logging
 import os
-import re
 import urllib.parse
 import weakref
 from typing import TYPE_CHECKING, Final
@@ -18,7 +16,10 @@ from .brokers import Broker, make_broker
 from .channel import sure_length
 from .config import Settings, redacted
 from .control import Control
+from .decorated import OfApp
+from .emitter import EventEmitter
 from .errors import BrokerUnavailable
+from .identity import Identity
 from .tasks import Tasks
 
 if TYPE_CHECKING:
@@ -36,27 +37,30 @@ class Installation:
     Attributes:
         sse: The extension that was installed.
         settings: The app's settings, as they were when it was.
+        decorated: What the extension's decorators have given it.
         sure_length: The characters that data may have which needn't be looked at before they are published.
         ready: The app's broker, once it has been made in this process and may be used by whoever asks; else None.
     """
 
-    def __init__(self, sse: SSE, settings: Settings, name: str) -> None:
+    def __init__(self, sse: SSE, settings: Settings, app: Flask, decorated: OfApp | None = None) -> None:
         self.sse = sse
         self.settings = settings
         self.sure_length = sure_length(settings.max_event_bytes)
         self.ready: Broker | None = None
-        self._name = name
+        self._identity = Identity(app, settings)
         self._is_auto = settings.broker_url == "auto"
         self._brokers: dict[int, Broker] = {}
         self._controls: dict[int, Control] = {}
         self._tasks: dict[int, Tasks] = {}
+        self.decorated = sse.decorated.give(self._find_emitter) if decorated is None else decorated
+        self.decorated.find_emitter = self._find_emitter
 
     @property
     def broker(self) -> Broker:
         """The app's broker in this process, made at first use.
 
         Raises:
-            BrokerUnavailable: Other processes serve the app too, and nothing joins them.
+            BrokerUnavailable: Other processes serve the app too, and nothing joins them, or nothing says which app it is there.
         """
         if (
             self._is_auto
@@ -114,16 +118,30 @@ class Installation:
     def _make_broker(self) -> Broker:
         here, url = process.current(), self.settings.broker_url
         if url == "auto" and here.directory is not None:
-            # What dies with the server needs no word from the disk.
-            url = f"sqlite:///{urllib.parse.quote(str(here.directory / self._name))}.sqlite?synchronous=off"
+            problem, name = self._identity.find_confusion(), self._identity.name
+            if problem is None:
+                # What dies with the server needs no word from the disk.
+                path = urllib.parse.quote(str(here.directory / self._identity.file_name))
+                url = f"sqlite:///{path}.sqlite?synchronous=off"
+            elif here.workers > 1:
+                if here.is_first(f"{name}: {problem}"):
+                    log.error("the channels of the app %r are refused: %s", name, problem, extra={"sse_problem": problem})
+                raise BrokerUnavailable(problem)
+            else:
+                text = "events of the app %r stay in this worker, and a reload loses them: %s"
+                log.warning(text, name, problem, extra={"sse_problem": problem})
         broker = make_broker(self.settings, url, here.waker, here.timer.call_every_second)
         shown = redacted(url)
         log.info(
             "events travel by %s (SSE_BROKER_URL is %r)", shown, redacted(self.settings.broker_url), extra={"sse_broker": shown}
         )
-        for name, listener in self.sse.listeners:
-            broker.emitter.on(name, listener)
+        for heard in self.decorated.listeners:
+            broker.emitter.on(heard.channel, heard.listener)
         return broker
+
+    def _find_emitter(self) -> EventEmitter | None:
+        broker = self.broker_in_use
+        return broker.emitter if broker is not None else None
 
 
 #: The installations whose broker is ready in this process.
@@ -139,14 +157,3 @@ def _forget() -> None:
     for installation in list(_ready):
         installation.ready = None
     _ready.clear()
-
-
-#: How many apps have had a name, so that each has a name of its own; the same in each process that loads them in the same order.
-_named: Final[collections.Counter[str]] = collections.Counter()
-
-
-def file_name(app: Flask) -> str:
-    """A name for an app's file, the same in all processes of a server."""
-    plain = re.sub(r"\W+", "-", app.import_name)[:60].strip("-") or "app"
-    _named[plain] += 1
-    return plain if _named[plain] == 1 else f"{plain}-{_named[plain]}"

@@ -52,6 +52,7 @@ class Process:
         brokers: Those of its apps, as far as they have been used.
         directory: Where the processes of one server keep what they share, until it stops; None where there is no such place.
         on_exit: Called by the worker when its last stream has ended.
+        has_loaded: Whether the app has been loaded, so that apps which are made from here on are made by requests.
         workers: Processes that serve the same app beside this one, this one included, as far as known.
         make_runner: Makes what runs a producer outside any request; None for a thread.
         run: Calls the callbacks of a closed stream. They may wait, which not every place may in which a stream's end is noticed.
@@ -75,6 +76,7 @@ class Process:
         self.waker: Waker = ThreadWaker()
         self.directory: Path | None = None
         self.on_exit: list[Callable[[], object]] = []
+        self.has_loaded = False
         self.workers = 1
         self.make_runner: Callable[[], Any] | None = None
         self.run: Callable[[list[Callable[[], object]]], object] = self._run_here
@@ -339,3 +341,9 @@ def current() -> Process:
         for other in [key for key in _processes if key != pid]:
             _processes.pop(other, None)
     return process
+
+
+def has_loaded() -> bool:
+    """Whether this process is a worker that has loaded what it serves; asking makes nothing of a process that has nothing open."""
+    process = _processes.get(os.getpid())
+    return process is not None and process.has_loaded

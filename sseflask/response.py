@@ -505,7 +505,7 @@ def find_client() -> str | None:
         TypeError: It says what can't be told apart from others by its text.
     """
     installed = current_app.extensions.get("sse")
-    find = installed.sse.find_client_key if installed is not None else None
+    find = installed.decorated.rules.get("client_key") if installed is not None else None
     key = find() if find is not None else None
     kind: Any = type(key)
     if key and (inspect.isawaitable(key) or (kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__)):
@@ -519,7 +519,7 @@ def find_client() -> str | None:
 def _client(app: Flask, asked: Request, settings: Settings) -> str | None:
     """Who the client is: what the app says, else its address where that is limited; None for a unix socket's."""
     installed = app.extensions.get("sse")
-    if installed is not None and installed.sse.find_client_key is not None:
+    if installed is not None and "client_key" in installed.decorated.rules:
         return find_client()
     return asked.remote_addr or None if settings.max_streams_per_client is not None else None
 

@@ -64,7 +64,7 @@ def subscribe(sse: SSE, names: list[str]) -> Response:
     """Streams channels to who may subscribe to all of them."""
     channels = tuple(dict.fromkeys(checked_name(name) for name in names))
     sse.check_count(channels)
-    expires_in = auth.check(current_app, "subscribe", channels, sse.find_authorization, sse.settings.public_channels)
+    expires_in = auth.check(current_app, "subscribe", channels, sse.find_authorization(), sse.settings.public_channels)
     return sse.open_subscription(channels, expires_in=expires_in)
 
 
@@ -140,7 +140,7 @@ def _harden(response: Response) -> Response:
 def publish(sse: SSE, name: str) -> Response:
     """Publishes what is posted: a JSON object of `data`, `event`, `id` and `retry`, or a plain body as the data, but no form."""
     channel = checked_name(name)
-    auth.check(current_app, "publish", (channel,), sse.find_authorization, ())
+    auth.check(current_app, "publish", (channel,), sse.find_authorization(), ())
     limit = sse.settings.max_event_bytes
     # JSON may spell each byte of the data out as an escape of six.
     if request.content_length is not None and request.content_length > 6 * limit + 1024:

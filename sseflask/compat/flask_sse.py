@@ -319,7 +319,7 @@ class ServerSentEventsBlueprint(SSE):
             raise KeyError(f"Must set a redis connection URL in app config (SSE_REDIS_URL or REDIS_URL), {problem}.")
         if KEY not in app.extensions:
             # Flask-SSE publishes in apps too in which its blueprint isn't registered: those of scripts and task queues.
-            app.extensions.setdefault(KEY, Installation(self, Settings.from_config(app.config), app.name))
+            app.extensions.setdefault(KEY, Installation(self, Settings.from_config(app.config), app))
             self._installed.append(weakref.ref(app))
         installed: Installation = app.extensions[KEY]
         url = _usable(*found)
@@ -327,7 +327,7 @@ class ServerSentEventsBlueprint(SSE):
             return
         settings = dataclasses.replace(installed.settings, broker_url=url)
         config.in_use.add(settings)
-        app.extensions[KEY] = Installation(self, settings, app.name)
+        app.extensions[KEY] = Installation(self, settings, app, installed.decorated)
         before = installed.broker_in_use
         if before is not None and not any(stream.app is app for stream in process.current().streams):
             before.close()

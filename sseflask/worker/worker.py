@@ -15,7 +15,7 @@ import gevent
 import gevent.event
 from gunicorn.workers.ggevent import GeventWorker
 
-from sseflask import config, ledger, process
+from sseflask import config, identity, ledger, process
 from sseflask.errors import InvalidSetting
 from sseflask.stream import call_all
 
@@ -91,7 +91,7 @@ class StreamWorker(GeventWorker):
 
         Raises:
             InvalidSetting: `SSE_DRAIN_SECONDS` isn't below `graceful_timeout`; or `SSE_BROKER_URL` is `"auto"`, there are several
-                workers, and no place for what they share.
+                workers, and no place for what they share, or nothing that tells their apps apart.
         """
         # Before the app is imported: it may publish while it is.
         here = process.current()
@@ -102,6 +102,7 @@ class StreamWorker(GeventWorker):
         # A hang-up is noticed in the hub itself, where nothing may wait.
         here.run = self._call_soon
         super().load_wsgi()
+        here.has_loaded = True
         self._drain_seconds = max((settings.drain_seconds for settings in config.in_use), default=config.Settings().drain_seconds)
         if self._drain_seconds >= self.cfg.graceful_timeout:
             expected = f"below gunicorn's graceful_timeout, which is {self.cfg.graceful_timeout} s and kills what is left"
@@ -119,6 +120,8 @@ class StreamWorker(GeventWorker):
                 raise InvalidSetting("SSE_BROKER_URL", "auto", expected)
             text = "events stay in this worker, and a reload loses them: no file can be made for them: %s"
             log.warning(text, self._no_directory, extra={"sse_problem": self._no_directory})
+        elif self.cfg.workers > 1 and self._directory is not None:
+            identity.check()
         self._drain_began: float | None = None
         application: Any = self.wsgi
         streams = StreamApplication(application, self._poller)

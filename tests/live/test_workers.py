@@ -40,6 +40,8 @@ IDLE_PART: Final = 0.06
 RESTING_PART: Final = 0.01
 #: What a client waits that was told nothing.
 UNTOLD_RETRY_MS: Final = 200
+#: What an app needs that workers can't tell from another.
+REMEDIES: Final = "an SSE_BROKER_PREFIX of its own, the same in all workers, or an SSE_BROKER_URL of its own"
 
 Figures = Callable[[str, object], None]
 
@@ -57,7 +59,7 @@ def start(serve: Serve, temporary: Path) -> Serve:
     """As `serve`, for the workers' app: settings by name, and the server's directories in `temporary`."""
 
     def start(app: str = APP, *, settings: dict[str, object] | None = None, **options: Any) -> Server:
-        env = {name: json.dumps(value) for name, value in (SETTINGS | (settings or {})).items()}
+        env = {name: json.dumps(value) for name, value in (SETTINGS | (settings or {})).items()} | options.pop("env", {})
         return serve(app, env={"TMPDIR": str(temporary), **env}, **options)
 
     return start
@@ -853,7 +855,7 @@ class TestSetUp:
 
     @pytest.mark.parametrize("args", [[], ["--preload"]], ids=["", "preload"])
     def test_two_apps(self, start: Serve, crowd: Crowd, args: list[str]) -> None:
-        """Two apps of one name in the same workers have channels of their own, which all workers share, preloaded or not."""
+        """Two apps of one import name, each with its prefix, have channels of their own in all workers, preloaded or not."""
         server = start("tests.live.apps.workers_app:two_apps", workers=2, args=args)
         of_one = crowd.join(server, [target("/on", channel="news")] * 10)
         of_two = crowd.join(server, [target("/two/on", channel="news")] * 10)
@@ -865,6 +867,50 @@ class TestSetUp:
         assert {tuple(member.seen["news"]) for member in of_one} == {tuple(range(20))}
         assert {tuple(member.seen["news"]) for member in of_two} == {tuple(range(100, 120))}
         assert len({worker_of(member) for member in crowd.members}) == 2
+
+    @pytest.mark.parametrize("args", [[], ["--preload"]], ids=["", "preload"])
+    def test_two_apps_alike(self, start: Serve, args: list[str]) -> None:
+        """Two apps that workers can't tell apart aren't served by several: the log says what each needs."""
+        app = "tests.live.apps.tenants_app:create_twice()"
+        with pytest.raises(ServerEnded) as ended:
+            start(app, workers=2, args=args)
+        assert "SSE_BROKER_URL is 'auto'; it must be a URL for the app 'tenants': another app here" in str(ended.value)
+        assert REMEDIES in str(ended.value)
+        server = start(app, workers=2, args=args, env={"OWN_PREFIX": "1"})
+        assert post(server, "/ann/publish").status == post(server, "/bob/publish").status == 200
+
+    def test_apps_on_demand(self, start: Serve, temporary: Path) -> None:
+        """Apps that each worker makes in an order of its own are refused, until prefixes tell their channels apart."""
+        server = start("tests.live.apps.tenants_app:application", workers=2)
+        for tenant in ("ann", "bob"):
+            refused, told = get(server, f"/{tenant}/events/news"), get(server, f"/{tenant}/events/-/health")
+            assert refused.status == told.status == 503
+            assert REMEDIES in refused.json()["error"] and REMEDIES in told.json()["problem"]
+        assert not list(temporary.glob("*/*/*.sqlite"))
+        server.stop()
+        server = start("tests.live.apps.tenants_app:application", workers=2, env={"OWN_PREFIX": "1"})
+        # Each worker makes both, one of them first in its own order.
+        streams = [open_stream(server, f"/{tenant}/events/news") for tenant in ("ann", "bob") * 8]
+        assert len({worker_of(stream) for stream in streams}) == 2
+        for stream in streams:
+            stream.next_event()
+        for tenant in ("ann", "bob"):
+            assert post(server, f"/{tenant}/publish").status == 200
+        assert [stream.next_event().data for stream in streams] == ["ann", "bob"] * 8
+        assert len(list(temporary.glob("*/gunicorn-*/*.sqlite"))) == 2
+
+    @pytest.mark.parametrize("app", ["application", "create_twice()"])
+    def test_apps_alike_in_one_worker(self, start: Serve, temporary: Path, app: str) -> None:
+        """One worker serves apps that a later one couldn't tell apart, each from its memory, and says so."""
+        server = start(f"tests.live.apps.tenants_app:{app}")
+        streams = {tenant: open_stream(server, f"/{tenant}/events/news") for tenant in ("ann", "bob")}
+        for stream in streams.values():
+            stream.next_event()
+        for tenant in streams:
+            assert post(server, f"/{tenant}/publish").status == 200
+        assert {tenant: stream.next_event().data for tenant, stream in streams.items()} == {"ann": "ann", "bob": "bob"}
+        server.wait_for_log(r"\[WARNING\] events of the app 'tenants' stay in this worker, and a reload loses them: .*")
+        assert not list(temporary.glob("*/*/*.sqlite"))
 
     def test_idle(self, start: Serve, record_testsuite_property: Figures) -> None:
         """A worker with a silent subscriber hardly uses its core, and rests when the last one has left."""

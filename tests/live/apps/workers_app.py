@@ -41,11 +41,11 @@ def publish_each(sse: SSE) -> tuple[dict[str, Any], int]:
     return {"pid": os.getpid(), "published": published}, 200
 
 
-def create_app() -> Flask:
+def create_app(**config: Any) -> Flask:
     """An app of its own; all of one process have the same import name."""
     app = Flask(__name__)
     app.config.update(SSE_PUBLIC_CHANNELS=["*"])
-    app.config.update(from_environment())
+    app.config.update(from_environment() | config)
     sse = SSE()
     sse.client_key(lambda: request.args.get("client"))
 
@@ -99,5 +99,5 @@ def create_app() -> Flask:
 
 
 app = create_app()
-#: The same app a second time, beside it.
-two_apps = DispatcherMiddleware(app, {"/two": create_app()})
+#: The same app a second time, beside it; its prefix is what workers tell it by.
+two_apps = DispatcherMiddleware(app, {"/two": create_app(SSE_BROKER_PREFIX="two")})
