@@ -144,3 +144,45 @@ def test_a_dead_connection_is_noticed_where_timers_are_late(tmp_path: Path) -> N
     seen, asked = node(tmp_path, script)
     assert seen == [[0, "a"], [2, "Nothing was heard for 45000 ms"], [3, "b"]]
     assert len(asked) == 2
+
+
+SESSION = """
+const kept = new Map();
+globalThis.sessionStorage = {
+  getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value), removeItem: (key) => kept.delete(key),
+};
+const onError = ({ message, retrying }) => note(message, retrying);
+const ask = (options, ...more) => {
+  answers.push(...more);
+  return connect("http://x/answers", { position: "session", onError, ...options }).closed;
+};
+"""
+
+
+def test_the_position_kept_for_one_question_is_not_sent_with_another(tmp_path: Path) -> None:
+    """With `position: "session"` a POST of another body begins anew, and one of the same goes on; a GET's key is the URL alone."""
+    script = """
+    const one = () => stream("id: 7-end\\nevent: stream-end\\ndata:\\n\\n");
+    for (const body of [{ question: "one" }, { question: "two" }, "text", new URLSearchParams("a=b"), null]) {
+      for (const method of ["POST", "PUT"]) await ask({ method, body }, one());
+    }
+    await ask({ method: "POST", body: { question: "one" } });
+    await ask({ method: "POST", body: "x".repeat(1e6) }, one());
+    await ask({}, one());
+    await ask({});
+    note(kept.size, kept.has("sseflask http://x/answers"), [...kept.keys()].every((key) => key.length < 99));
+    """
+    seen, asked = node(tmp_path, SESSION + script)
+    assert [position for position, _ in asked] == [*[None] * 10, "7-end", None, None, "7-end"]
+    assert seen == [[12, True, True]]
+
+
+def test_a_position_that_cannot_be_kept_is_told_once(tmp_path: Path) -> None:
+    """A form has no text that its position could be kept under: onError says so once, and events come."""
+    script = """
+    const on = { message: ({ data }) => note(data) };
+    await ask({ method: "POST", body: new FormData(), on }, stream("id: 1\\ndata: a\\n\\nid: 2\\ndata: b\\n\\n"));
+    note(kept.size);
+    """
+    seen, _ = node(tmp_path, SESSION + script)
+    assert seen == [["The position can't be kept: [object FormData]", True], ["a"], ["b"], [0]]

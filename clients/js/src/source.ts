@@ -12,7 +12,7 @@ const MAX_EVENT_SIZE = 2 ** 24;
 
 const now = (): number => performance.now();
 
-const isPlain = (body: unknown): body is object =>
+export const isPlain = (body: unknown): body is object =>
   Array.isArray(body) || Object.prototype.toString.call(body) === "[object Object]";
 
 /** Milliseconds, from a number of seconds or a date. */
