@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -23,6 +25,39 @@ SERVED = ROOT / "sseflask" / "static" / "client.js"
 def npm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs npm in the client's directory."""
     return subprocess.run(["npm", *arguments], cwd=SOURCES, capture_output=True, text=True, check=False)
+
+
+#: Before each script: `connect` and `StreamManager`, a `fetch` that gives the answers in turn, and notes that are the result.
+PREPARE = """
+const { writeSync } = await import("node:fs");
+const { connect, StreamManager } = await import("./client.mjs");
+const seen = [], asked = [], answers = [];
+const note = (...what) => seen.push(what);
+const stream = (text, isHeld = false) => new Response(
+  new ReadableStream({ start(to) { to.enqueue(new TextEncoder().encode(text)); if (!isHeld) to.close(); } }),
+  { headers: { "Content-Type": "text/event-stream" } },
+);
+globalThis.fetch = async (url, init) => {
+  asked.push([init.headers.get("Last-Event-ID"), init.body ?? null]);
+  const answer = answers.shift() ?? 204;
+  return typeof answer === "number" ? new Response(null, { status: answer }) : answer;
+};
+const turns = async (n = 20) => { while (n--) await new Promise((resolve) => setImmediate(resolve)); };
+"""
+
+
+def node(directory: Path, script: str) -> tuple[list[Any], list[Any]]:
+    """What a script in Node has noted with `note`, and what it has asked for: the position and the body of each request."""
+    if shutil.which("node") is None:
+        assert not os.environ.get("CI"), "node is missing: sh tests/system.sh node"
+        pytest.skip("node is missing: sh tests/system.sh node")
+    shutil.copy(SERVED, directory / "client.mjs")
+    end = "\nwriteSync(1, JSON.stringify([seen, asked]));\nprocess.exit(0);\n"
+    (directory / "script.mjs").write_text(PREPARE + script + end)
+    ran = subprocess.run(["node", "script.mjs"], cwd=directory, capture_output=True, text=True, timeout=30, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    seen, asked = json.loads(ran.stdout)
+    return seen, asked
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +121,68 @@ def test_the_built_file_is_in_the_wheel(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read("sseflask/static/client.js") == SERVED.read_bytes()
+
+
+def test_a_dead_connection_is_noticed_where_timers_are_late(tmp_path: Path) -> None:
+    """In a hidden tab, whose timers come once a minute, a stream that is silent is dropped at the second check."""
+    script = """
+    let time = 0, timers = [];
+    performance.now = () => time;
+    globalThis.setTimeout = (run, ms = 0) => { const timer = { run, at: time + ms }; timers.push(timer); return timer; };
+    globalThis.clearTimeout = (timer) => { timers = timers.filter((each) => each !== timer); };
+    answers.push(stream("data: a\\n\\n", true), stream("data: b\\n\\n", true));
+    const on = { message: ({ data }) => note(time / 60_000, data) };
+    connect("http://x/", { on, onError: ({ message }) => note(time / 60_000, message) });
+    for (let minute = 0; minute < 4; minute++) {
+      await turns();
+      time += 60_000;
+      const due = timers.filter(({ at }) => at <= time);
+      timers = timers.filter(({ at }) => at > time);
+      for (const { run } of due) run();
+    }
+    """
+    seen, asked = node(tmp_path, script)
+    assert seen == [[0, "a"], [2, "Nothing was heard for 45000 ms"], [3, "b"]]
+    assert len(asked) == 2
+
+
+SESSION = """
+const kept = new Map();
+globalThis.sessionStorage = {
+  getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value), removeItem: (key) => kept.delete(key),
+};
+const onError = ({ message, retrying }) => note(message, retrying);
+const ask = (options, ...more) => {
+  answers.push(...more);
+  return connect("http://x/answers", { position: "session", onError, ...options }).closed;
+};
+"""
+
+
+def test_the_position_kept_for_one_question_is_not_sent_with_another(tmp_path: Path) -> None:
+    """With `position: "session"` a POST of another body begins anew, and one of the same goes on; a GET's key is the URL alone."""
+    script = """
+    const one = () => stream("id: 7-end\\nevent: stream-end\\ndata:\\n\\n");
+    for (const body of [{ question: "one" }, { question: "two" }, "text", new URLSearchParams("a=b"), null]) {
+      for (const method of ["POST", "PUT"]) await ask({ method, body }, one());
+    }
+    await ask({ method: "POST", body: { question: "one" } });
+    await ask({ method: "POST", body: "x".repeat(1e6) }, one());
+    await ask({}, one());
+    await ask({});
+    note(kept.size, kept.has("sseflask http://x/answers"), [...kept.keys()].every((key) => key.length < 99));
+    """
+    seen, asked = node(tmp_path, SESSION + script)
+    assert [position for position, _ in asked] == [*[None] * 10, "7-end", None, None, "7-end"]
+    assert seen == [[12, True, True]]
+
+
+def test_a_position_that_cannot_be_kept_is_told_once(tmp_path: Path) -> None:
+    """A form has no text that its position could be kept under: onError says so once, and events come."""
+    script = """
+    const on = { message: ({ data }) => note(data) };
+    await ask({ method: "POST", body: new FormData(), on }, stream("id: 1\\ndata: a\\n\\nid: 2\\ndata: b\\n\\n"));
+    note(kept.size);
+    """
+    seen, _ = node(tmp_path, SESSION + script)
+    assert seen == [["The position can't be kept: [object FormData]", True], ["a"], ["b"], [0]]

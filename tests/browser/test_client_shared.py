@@ -125,11 +125,12 @@ Open = Callable[..., Tab]
 
 @pytest.fixture
 def tab(context: BrowserContext, server: Server, console: Console) -> Iterator[Open]:
-    """Opens a tab that shares the channel `news`: `tab()`, or another URL."""
+    """Opens a tab that shares the channel `news`: `tab()`, or another URL; `before` is a script that runs first."""
 
-    def open_tab(url: str = "/events/news", **options: Any) -> Tab:
+    def open_tab(url: str = "/events/news", before: str = "", **options: Any) -> Tab:
         page = context.new_page()
         console.watch(page)
+        page.add_init_script(before)
         return Tab(page, server, url, **options)
 
     yield open_tab
@@ -275,6 +276,30 @@ def test_a_leading_tab_that_does_not_answer_is_replaced(tab: Open, server: Serve
         each.wait_for_number(14)
         assert each.numbers == list(range(15))
     assert the_leader(tabs) is not leader
+
+
+# As in a hidden tab, where timers come late; `ticks` counts them.
+LATE_TIMERS = """
+  const real = setInterval;
+  window.ticks = 0;
+  window.setInterval = (callback, ms) => real(() => { window.ticks++; callback(); }, Math.max(ms, 1_500));
+"""
+
+
+def test_a_leading_tab_that_answers_is_not_replaced_by_one_whose_timers_are_late(tab: Open) -> None:
+    """Where nothing is published and hidden tabs look for their leader late, the one that answers goes on leading."""
+    leader = tab(timeout=800)
+    leader.wait("tab.connection.readyState === 1")
+    hidden = []
+    for _ in range(2):
+        hidden.append(tab(timeout=800, before=LATE_TIMERS))
+        hidden[-1].wait("tab.connection.readyState === 1")
+    assert the_leader([leader, *hidden]) is leader
+    opened = [each.get("opened") for each in hidden]
+    for each in hidden:
+        each.wait("window.ticks >= 5")
+    assert leader.leads
+    assert [leader.get("opened"), *(each.get("opened") for each in hidden)] == [1, *opened]
 
 
 def three_with_five(tab: Open, server: Server) -> list[Tab]:

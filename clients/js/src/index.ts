@@ -1,10 +1,20 @@
 import { canShare, openShared } from "./shared.js";
-import { openSource } from "./source.js";
+import { isPlain, openSource } from "./source.js";
 import type { Connection, Options, Sink, Source, State, StreamError } from "./types.js";
 
 export type { Connection, Options, Reset, State, StateDetail, StreamError, StreamEvent, Token } from "./types.js";
 
 const STATES: State[] = ["connecting", "open", "closed"];
+
+/** What tells one body from another, of a bounded length. */
+const fingerprint = (body: unknown): string => {
+  const text = isPlain(body) ? JSON.stringify(body) : `${body}`;
+  // A form or bytes can't be read, or not at once.
+  if (text !== body && text.startsWith("[object")) throw text;
+  let hash = 0;
+  for (let i = 0; i < text.length; i++) hash = (hash * 65_599 + text.charCodeAt(i)) % 137_438_953_447;
+  return `${text.length} ${hash}`;
+};
 
 /** Calls a handler. An error of its own is nobody's but the page's: it is reported as uncaught, and the stream goes on. */
 const call = <Args extends unknown[]>(handler: ((...args: Args) => void) | undefined, ...args: Args): void => {
@@ -33,7 +43,9 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
   const address = new URL(url, globalThis.location?.href).href;
   const handlers = new Map(Object.entries(all.on ?? {}));
   const checks = new Map(Object.entries(schema));
-  const key = `sseflask ${address}`;
+  const isGet = /^get$/i.test(method);
+  let key: string | undefined;
+  let keeps = all.position === "session";
   let readyState: 0 | 1 | 2 = 0;
   let lastEventId = all.lastEventId ?? "";
   let source: Source | undefined;
@@ -46,11 +58,14 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
     return error;
   };
 
-  const storage = (use: (storage: Storage) => void): void => {
-    if (all.position !== "session") return;
+  const storage = (use: (storage: Storage, key: string) => void): void => {
+    if (!keeps) return;
     try {
-      use(sessionStorage);
+      // Anything but a GET asks what its body says, and the position in one answer is none in another.
+      key ??= isGet ? `sseflask ${address}` : `sseflask ${address} ${method} ${fingerprint(all.body)}`;
+      use(sessionStorage, key);
     } catch (error) {
+      keeps = false;
       report(`The position can't be kept: ${error}`, { retrying: true });
     }
   };
@@ -58,7 +73,7 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
   const moveTo = (id: string): void => {
     if (id === lastEventId) return;
     lastEventId = id;
-    storage((kept) => (id ? kept.setItem(key, id) : kept.removeItem(key)));
+    storage((kept, key) => (id ? kept.setItem(key, id) : kept.removeItem(key)));
   };
 
   const read = (data: string, type: string): unknown => {
@@ -96,8 +111,8 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
     },
   };
 
-  storage((kept) => (lastEventId = kept.getItem(key) ?? lastEventId));
-  if (share && !/^get$/i.test(method)) throw new TypeError(`share needs GET, not ${method}`);
+  storage((kept, key) => (lastEventId = kept.getItem(key) ?? lastEventId));
+  if (share && !isGet) throw new TypeError(`share needs GET, not ${method}`);
   if (share && canShare()) {
     const { principal = typeof all.token === "string" ? all.token : "", timeout = 10_000 } = share === true ? {} : share;
     const name = JSON.stringify(["sseflask", address, !!all.withCredentials, principal]);

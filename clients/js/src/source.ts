@@ -12,7 +12,7 @@ const MAX_EVENT_SIZE = 2 ** 24;
 
 const now = (): number => performance.now();
 
-const isPlain = (body: unknown): body is object =>
+export const isPlain = (body: unknown): body is object =>
   Array.isArray(body) || Object.prototype.toString.call(body) === "[object Object]";
 
 /** Milliseconds, from a number of seconds or a date. */
@@ -87,11 +87,13 @@ export function openSource(url: string, options: Options, from: string, sink: Si
 
     // By the clock: timers of a tab in the background come late, and those of one that slept much later.
     let due = heardAt + stallTimeout;
+    let graced = false;
     const check = (): void => {
-      const quiet = now() - heardAt;
-      if (quiet >= stallTimeout && now() - due < 1_000) return end(`Nothing was heard for ${stallTimeout} ms`);
-      // After a sleep, what has come meanwhile is read first.
-      const wait = quiet < stallTimeout ? stallTimeout - quiet : 500;
+      const left = heardAt + stallTimeout - now();
+      if (left <= 0 && (graced || now() - due < 1_000)) return end(`Nothing was heard for ${stallTimeout} ms`);
+      // After a sleep, what has come meanwhile is read first; once, since the next check may be as late.
+      graced = left <= 0;
+      const wait = graced ? 500 : left;
       due = now() + wait;
       watch = setTimeout(check, wait);
     };

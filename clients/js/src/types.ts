@@ -78,7 +78,10 @@ export interface Options<Events = Record<string, any>> {
 
   /** Where to begin: the id of the last event that is known. */
   lastEventId?: string;
-  /** `session`: the position survives a load of the page, in this tab's `sessionStorage`, under the URL. */
+  /**
+   * `session`: the position survives a load of the page, in this tab's `sessionStorage`, under the URL; for another method
+   * than GET under the method and the body too, which is then a plain object, an array, a text or `URLSearchParams`.
+   */
   position?: "session";
   /**
    * One connection for all tabs of this browser that ask for the same URL, as the same `principal` (who is signed in;
