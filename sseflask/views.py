@@ -81,7 +81,7 @@ def health(sse: SSE) -> Response:
         problem, told = error.problem, error.told
     if problem is not None:
         here.tell_of_broker(problem, request.path)
-        if not current_app.debug and not auth.may_inspect(current_app, sse.find_authorization):
+        if not current_app.debug and not auth.may_inspect(current_app, sse.find_authorization()):
             problem = told
     checks = {
         "broker": problem is None,
