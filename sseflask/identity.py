@@ -69,6 +69,8 @@ class Identity:
     def _rivals(self) -> list[Identity]:
         """What could be taken for it. An app that was there from the start isn't confused by those that come later."""
         own = self.app()
+        if own is None:
+            return []
         return [
             other
             for other in _all_on_auto()

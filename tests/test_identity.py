@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sseflask.identity import REMEDIES, Identity
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[process.Process]:
     """This process, as one of two workers of a server that is loading what it serves."""
     here = process.current()
-    gc.collect()
+    monkeypatch.setattr(identity, "_on_auto", weakref.WeakValueDictionary())
     for name, value in {"directory": tmp_path, "workers": 2, "has_loaded": False, "brokers": [], "on_exit": []}.items():
         monkeypatch.setattr(here, name, value)
     yield here
