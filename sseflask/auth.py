@@ -215,4 +215,5 @@ def _serializer(app: Flask) -> URLSafeSerializer:
     # A text's characters aren't keys.
     keys: list[Any] = [older] if isinstance(older, (str, bytes)) else list(older)
     # Signed with the last one, checked with all.
-    return URLSafeSerializer([*keys, app.secret_key], salt=_SALT)
+    keys.append(app.secret_key)
+    return URLSafeSerializer(keys, salt=_SALT)

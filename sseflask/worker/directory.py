@@ -179,9 +179,14 @@ def _lock(directory: int) -> int:
 def _remove_if_unused(name: str, home: int, uid: int) -> None:
     if not _is_directory(name, uid, home):
         return
-    directory = os.open(name, _DIRECTORY, dir_fd=home)
+    try:
+        directory = os.open(name, _DIRECTORY, dir_fd=home)
+    except FileNotFoundError:
+        return
     try:
         file = _lock(directory)
+    except FileNotFoundError:
+        return
     except OSError as error:
         # A link in the place of the lock: nobody holds that.
         if error.errno != errno.ELOOP:
