@@ -211,16 +211,16 @@ class TestWhileItOpens:
         other = make_house(shared=True) if shared else house
         first = house.open("run")
         first.wait_for(None, 2)
-        find = house.worker.sse.find_client_key
-        assert find is not None
+        rules = house.worker.app.extensions["sse"].decorated.rules
+        find = rules["client_key"]
 
         def key() -> object:
             # Asked once for whom the run is, and once for whom the stream is.
-            house.worker.sse.client_key(find)
+            rules["client_key"] = find
             elsewhere(lambda: other.worker.sse.disconnect(client_key="bob"))
             return find()
 
-        house.worker.sse.client_key(key)
+        rules["client_key"] = key
         assert ends(house.worker.watch("/run", headers={"X-User": "bob"}, last_event_id=first.last_event_id))
 
 

@@ -20,6 +20,8 @@ from sseflask.identity import REMEDIES, Identity
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[process.Process]:
     """This process, as one of two workers of a server that is loading what it serves."""
     here = process.current()
+    # Those of other tests aren't this worker's.
+    monkeypatch.setattr(identity, "_on_auto", weakref.WeakValueDictionary())
     monkeypatch.setattr(identity, "_on_auto", weakref.WeakValueDictionary())
     for name, value in {"directory": tmp_path, "workers": 2, "has_loaded": False, "brokers": [], "on_exit": []}.items():
         monkeypatch.setattr(here, name, value)

@@ -399,7 +399,6 @@ class TestErrors:
 
     def test_health_asks_the_rule(self) -> None:
         """What is wrong with the broker the app's rule opens to whom it lets inspect; health is 503 all the same."""
-        site = Site(SSE_BROKER_URL="sqlite:////proc/inside/x.db", SSE_BROKER_TIMEOUT=0.5)
         for says, shown in ((True, True), (False, False), (None, False), ("yes", False), (KeyError("user"), False), (401, False)):
 
             def rule(action: str, channel: str, says: Any = says) -> Any:
@@ -410,6 +409,7 @@ class TestErrors:
                     raise says
                 return says
 
+            site = Site(SSE_BROKER_URL="sqlite:////proc/inside/x.db", SSE_BROKER_TIMEOUT=0.5)
             site.sse.authorize(rule)
             response = site.client.get("/events/-/health")
             assert response.status_code == 503 and ("/proc/inside" in response.text) == shown, says
