@@ -22,7 +22,6 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[process.
     here = process.current()
     # Those of other tests aren't this worker's.
     monkeypatch.setattr(identity, "_on_auto", weakref.WeakValueDictionary())
-    monkeypatch.setattr(identity, "_on_auto", weakref.WeakValueDictionary())
     for name, value in {"directory": tmp_path, "workers": 2, "has_loaded": False, "brokers": [], "on_exit": []}.items():
         monkeypatch.setattr(here, name, value)
     yield here
