@@ -228,7 +228,7 @@ class _Following:
 
     def _tell(self, *, is_asked: bool) -> bool:
         """Reads and tells what is new; asked for, even if the file says that nothing is. Returns whether that could be read."""
-        goes_on = True
+        goes_on, can_read = True, False
         while goes_on:
             with self._lock:
                 goes_on = self._look(is_asked=is_asked)
