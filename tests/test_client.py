@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -508,6 +509,46 @@ class TestErrors:
             assert len(str(raised.value)) < 500
             assert isinstance(raised.value, SSEError)
             assert list(source) == []
+
+    def test_a_body_that_does_not_come(self) -> None:
+        """A refusal is told within the 5 s that there are for its reason, though the stream's patience is longer."""
+        headers = {"Content-Type": "text/plain", "Content-Length": "100"}
+        answer = {"status": 404, "headers": headers, "stream": ["nope"], "end": "hold"}
+
+        def run(server: ScriptedServer) -> object:
+            return next(EventSource(server.url, stall_timeout=60))
+
+        async def run_async(server: ScriptedServer) -> object:
+            return await anext(AsyncEventSource(server.url, stall_timeout=60))
+
+        for read in (run, lambda server: asyncio.run(run_async(server))):
+            with ScriptedServer([{"request": {}, "answer": answer}]) as server:
+                started = time.monotonic()
+                with pytest.raises(StreamRefused, match="404"):
+                    read(server)
+                assert time.monotonic() - started < 8
+
+    def test_a_cancellation_does_not_lose_an_error(self) -> None:
+        """Cancelled while the connection of a refusal is being closed, the source tells the refusal when it is asked again."""
+
+        class Transport(httpx.AsyncBaseTransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                return httpx.Response(404, text="no")
+
+            async def aclose(self) -> None:
+                await asyncio.sleep(60)
+
+        async def run() -> None:
+            source = AsyncEventSource("http://x/")
+            source._client = httpx.AsyncClient(transport=Transport())
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(source), 0.1)
+            with pytest.raises(StreamRefused, match="404"):
+                await anext(source)
+            with pytest.raises(StopAsyncIteration):
+                await anext(source)
+
+        asyncio.run(run())
 
     def test_a_page_that_is_no_stream(self) -> None:
         """Its type is told, its content isn't read: it may have no end."""

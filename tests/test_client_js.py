@@ -186,3 +186,112 @@ def test_a_position_that_cannot_be_kept_is_told_once(tmp_path: Path) -> None:
     """
     seen, _ = node(tmp_path, SESSION + script)
     assert seen == [["The position can't be kept: [object FormData]", True], ["a"], ["b"], [0]]
+
+
+INVALID = [
+    'token: "s3\\ncret"',
+    'token: () => "s3\\ncret"',
+    'headers: { "X": "s3\\ncret" }',
+    'headers: () => ({ "s3 cret": "" })',
+    'method: "POST", body: cyclic',
+    'method: "POST", body: { s3cret: 1n }',
+]
+
+
+@pytest.mark.parametrize("option", INVALID)
+def test_a_request_that_cannot_be_sent_is_one_error(tmp_path: Path, option: str) -> None:
+    """It ends at once with one error that doesn't show what is wrong with it, after connect has returned."""
+    script = """
+    const cyclic = { s3cret: 1 };
+    cyclic.itself = cyclic;
+    let connection;
+    const onError = ({ message, retrying }) => note(message, retrying, connection.readyState);
+    connection = connect("http://x/", { backoff: { base: 1, max: 1 }, onError, onState: (state) => note(state), OPTION });
+    note("returned");
+    await connection.closed;
+    """
+    seen, asked = node(tmp_path, script.replace("OPTION", option))
+    message = "The request is invalid"
+    assert seen == [["returned"], [message, False, 2], ["closed"]]
+    assert asked == []
+
+
+def test_no_handler_is_called_before_connect_has_returned(tmp_path: Path) -> None:
+    """Neither for a token function that fails at once, nor for a storage that may not be used; closed before, nothing is done."""
+    script = """
+    Object.defineProperty(globalThis, "sessionStorage", { get() { throw new Error("denied"); } });
+    const fail = () => { note("token"); throw new Error("no token"); };
+    let connection;
+    const options = { retries: 0, position: "session", onError: ({ message }) => note(message, connection.readyState) };
+    connection = connect("http://x/", { ...options, token: fail });
+    note("returned");
+    await connection.closed;
+    const early = connect("http://x/", { token: fail, onError: () => note("error") });
+    early.close();
+    await turns();
+    """
+    seen, asked = node(tmp_path, script)
+    assert seen == [
+        ["returned"],
+        ["The position can't be kept: Error: denied", 0],
+        ["token"],
+        ["The connection failed: no token; it has been tried often enough", 2],
+    ]
+    assert asked == []
+
+
+def test_after_close_in_a_handler_no_other_is_called(tmp_path: Path) -> None:
+    """Closed in onError, onOpen or onReset, it says that it is closed, and nothing after that."""
+    script = """
+    const reset = () => stream('event: stream-reset\\ndata: {"reason": "epoch", "position": null}\\n\\n');
+    for (const [closes, answer] of [["onError", 503], ["onOpen", reset()], ["onReset", reset()]]) {
+      answers.push(answer);
+      const handlers = Object.fromEntries(["onError", "onOpen", "onReset"].map((name) => [name, () => {
+        note(name);
+        if (name === closes) connection.close();
+      }]));
+      const on = { "stream-reset": () => note("on") };
+      const connection = connect("http://x/", { ...handlers, on, onState: (state) => note(state, connection.readyState) });
+      await connection.closed;
+      await turns();
+      note(connection.readyState);
+    }
+    """
+    seen, asked = node(tmp_path, script)
+    closed = [["closed", 2], [2]]
+    assert seen == [["onError"], *closed, ["onOpen"], *closed, ["onOpen"], ["open", 1], ["onReset"], *closed]
+    assert len(asked) == 3
+
+
+def test_a_handler_may_connect_the_key_that_is_disconnected(tmp_path: Path) -> None:
+    """A manager keeps the connection that a handler makes under the key whose connection is being closed."""
+    script = """
+    const streams = new StreamManager();
+    let again;
+    answers.push(stream(":", true), stream(":", true));
+    const onState = (state) => { if (state === "closed") again = streams.connect("k", "http://x/"); };
+    streams.connect("k", "http://x/", { onState });
+    await turns();
+    streams.disconnect("k");
+    await turns();
+    note(streams.get("k") === again, again.readyState);
+    streams.disconnectAll();
+    note(again.readyState);
+    """
+    seen, asked = node(tmp_path, script)
+    assert seen == [[True, 1], [2]]
+    assert len(asked) == 2
+
+
+def test_an_error_whose_body_does_not_come_is_told(tmp_path: Path) -> None:
+    """The status says what to do: after 5 s without the rest of its body a 404 is the end, though stallTimeout is over before."""
+    script = """
+    answers.push(new Response(new ReadableStream({ start(to) { to.enqueue(new Uint8Array([123])); } }), { status: 404 }));
+    const started = performance.now();
+    const onError = ({ message, status, retrying }) => note(message, status, retrying);
+    await connect("http://x/", { stallTimeout: 1_000, onError }).closed;
+    note(performance.now() - started < 8_000);
+    """
+    seen, asked = node(tmp_path, script)
+    assert seen == [["The server answered 404", 404, False], [True]]
+    assert len(asked) == 1

@@ -269,6 +269,8 @@ class TestReader:
             with pytest.raises(EventsMissing):
                 reader.next_event(0.05)
             sse.publish("two", channel="news")
+            with pytest.raises(EventsMissing, match="1 of 2 events came"):
+                reader.events(2, timeout=0.05)
             sse.publish("three", channel="news")
             assert [event.data for event in reader.events(2)] == ["two", "three"]
             assert [event.event or event.data for event in reader.received] == ["stream-open", "one", "two", "three"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import time
 from collections.abc import Awaitable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -98,8 +97,9 @@ class AsyncEventSource(_Base):
 
     async def _finish(self, error: EventSourceError | None) -> None:
         """It is over."""
-        self._is_over = True
+        # A cancellation meanwhile leaves the action as it is, so that the error is told next time.
         await self._release()
+        self._is_over = True
         if error is not None:
             raise error from self._cause
 
@@ -148,12 +148,13 @@ class AsyncEventSource(_Base):
 
     async def _excerpt(self) -> bytes:
         """Read what an error's body begins with."""
+        import anyio
+
         body = b""
-        until = time.monotonic() + _EXCERPT_SECONDS
-        with contextlib.suppress(*self._request.failures()):
+        with contextlib.suppress(*self._request.failures()), anyio.move_on_after(_EXCERPT_SECONDS):
             async for piece in self._pieces:
                 body += piece
-                if len(body) >= MAX_EXCERPT_BYTES or time.monotonic() >= until:
+                if len(body) >= MAX_EXCERPT_BYTES:
                     break
         return body
 

@@ -108,8 +108,9 @@ class EventSource(_Base):
 
     def _finish(self, error: EventSourceError | None) -> None:
         """It is over."""
-        self._is_over = True
+        # What interrupts it leaves the action as it is, so that the error is told next time.
         self._release()
+        self._is_over = True
         if error is not None:
             raise error from self._cause
 
@@ -132,7 +133,7 @@ class EventSource(_Base):
         if response.http_version != "HTTP/2" and (stream := response.extensions.get("network_stream")) is not None:
             self._connected(stream.get_extra_info("socket"))
         self._pieces = response.iter_bytes()
-        self._answer(response, self._excerpt() if is_worth_reading(response) else b"")
+        self._answer(response, self._excerpt(response) if is_worth_reading(response) else b"")
         if not isinstance(self._action, Read):
             self._drop()
 
@@ -160,10 +161,15 @@ class EventSource(_Base):
         else:
             self._fail(error)
 
-    def _excerpt(self) -> bytes:
+    def _excerpt(self, response: httpx.Response) -> bytes:
         """Read what an error's body begins with."""
         body = b""
-        until = time.monotonic() + _EXCERPT_SECONDS
+        # Half of it for the pieces, and half for the gap after the last of them.
+        least = _EXCERPT_SECONDS / 2
+        until = time.monotonic() + least
+        # httpcore looks at it when it begins to read the body.
+        timeout = response.request.extensions.get("timeout", {})
+        timeout["read"] = min(timeout.get("read") or least, least)
         with contextlib.suppress(*self._request.failures()):
             for piece in self._pieces:
                 body += piece

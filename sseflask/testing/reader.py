@@ -142,15 +142,20 @@ class EventReader:
             raise ValueError("give count= or until=, not both")
         taken: list[ServerSentEvent] = []
         deadline = time.monotonic() + timeout
-        while count is None or len(taken) < count:
-            if self._pending:
-                taken.append(self._pending.popleft())
-                if until is not None and until(taken[-1]):
+        try:
+            while count is None or len(taken) < count:
+                if self._pending:
+                    taken.append(self._pending.popleft())
+                    if until is not None and until(taken[-1]):
+                        return taken
+                elif self.is_ended and count is None and until is None:
                     return taken
-            elif self.is_ended and count is None and until is None:
-                return taken
-            else:
-                self._receive_by(deadline, lambda: self._missing(count, until, taken, timeout))
+                else:
+                    self._receive_by(deadline, lambda: self._missing(count, until, taken, timeout))
+        except EventsMissing:
+            # They have come, and are there for the next call.
+            self._pending.extendleft(reversed(taken))
+            raise
         return taken
 
     def next_comment(self, timeout: float = 5.0) -> str:

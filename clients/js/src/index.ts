@@ -1,5 +1,5 @@
 import { canShare, openShared } from "./shared.js";
-import { isPlain, openSource } from "./source.js";
+import { openSource, written } from "./source.js";
 import type { Connection, Options, Sink, Source, State, StreamError } from "./types.js";
 
 export type { Connection, Options, Reset, State, StateDetail, StreamError, StreamEvent, Token } from "./types.js";
@@ -7,12 +7,13 @@ export type { Connection, Options, Reset, State, StateDetail, StreamError, Strea
 const STATES: State[] = ["connecting", "open", "closed"];
 
 /** What tells one body from another, of a bounded length. */
-const fingerprint = (body: unknown): string => {
-  const text = isPlain(body) ? JSON.stringify(body) : `${body}`;
+const fingerprint = (body: Options["body"]): string => {
+  const text = `${written(body)}`;
   // A form or bytes can't be read, or not at once.
-  if (text !== body && text.startsWith("[object")) throw text;
+  if (text.startsWith("[object")) throw text;
   let hash = 0;
-  for (let i = 0; i < text.length; i++) hash = (hash * 65_599 + text.charCodeAt(i)) % 137_438_953_447;
+  // Below 2 ** 53, where numbers are exact.
+  for (const character of text) hash = (hash * 2_097_143 + character.codePointAt(0)!) % 4_294_967_291;
   return `${text.length} ${hash}`;
 };
 
@@ -66,7 +67,7 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
       use(sessionStorage, key);
     } catch (error) {
       keeps = false;
-      report(`The position can't be kept: ${error}`, { retrying: true });
+      queueMicrotask(() => report(`The position can't be kept: ${error}`, { retrying: true }));
     }
   };
 
@@ -89,7 +90,8 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
     event(type, data, id) {
       moveTo(id);
       const handle = (handler: ((event: any) => void) | undefined, reading: typeof read): void => {
-        if (!handler) return;
+        // A handler may have closed it.
+        if (!handler || readyState === 2) return;
         let value;
         try {
           value = reading(data, type);
@@ -103,10 +105,11 @@ export function connect<Events = Record<string, any>>(url: string | URL, options
     },
     moved: moveTo,
     state(state, { failure, ...detail }) {
-      readyState = STATES.indexOf(state) as 0 | 1 | 2;
+      const its = (readyState = STATES.indexOf(state) as 0 | 1 | 2);
       const error = failure && report(failure.message, failure);
-      if (state === "open") call(all.onOpen);
-      call(all.onState, state, { ...detail, error });
+      if (its === 1) call(all.onOpen);
+      // Closed by one of these handlers, it has said so already.
+      if (readyState === its) call(all.onState, state, { ...detail, error });
       if (state === "closed") settle();
     },
   };
@@ -165,8 +168,10 @@ export class StreamManager {
 
   /** Closes the key's connection, if there is one. */
   disconnect(key: string): void {
-    this.connections.get(key)?.close();
+    const connection = this.connections.get(key);
+    // First, since a handler may connect the key anew.
     this.connections.delete(key);
+    connection?.close();
   }
 
   /** Closes all of them. */

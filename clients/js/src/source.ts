@@ -5,6 +5,8 @@ import type { Failure, Options, Sink, Source } from "./types.js";
 const LEAST_WAIT = 50;
 /** Milliseconds after which a stream that brought nothing was good all the same. */
 const GOOD_AFTER = 5_000;
+/** Milliseconds for reading what an error says. */
+const READ_FOR = 5_000;
 /** A timer that is to wait for longer doesn't wait at all. */
 const LONGEST_TIMER = 2 ** 31 - 1;
 /** Characters of one event; a stream that sends a larger one can't be read. */
@@ -12,12 +14,15 @@ const MAX_EVENT_SIZE = 2 ** 24;
 
 const now = (): number => performance.now();
 
-export const isPlain = (body: unknown): body is object =>
+const isPlain = (body: unknown): body is object =>
   Array.isArray(body) || Object.prototype.toString.call(body) === "[object Object]";
+
+/** Plain objects and arrays as JSON, anything else as it is. */
+export const written = (body: Options["body"]): BodyInit | null | undefined => (isPlain(body) ? JSON.stringify(body) : body);
 
 /** Milliseconds, from a number of seconds or a date. */
 const retryAfter = (text: string | null): number =>
-  text === null ? 0 : /^\d+$/.test(text) ? Number(text) * 1000 : Math.max(0, Date.parse(text) - Date.now()) || 0;
+  Math.max(0, Number(text) * 1000 || Date.parse(text ?? "") - Date.now()) || 0;
 
 /** A header carries bytes: an id of other characters goes as UTF-8, as an EventSource sends it. */
 const asBytes = (id: string): string => String.fromCharCode(...new TextEncoder().encode(id));
@@ -36,11 +41,14 @@ export function openSource(url: string, options: Options, from: string, sink: Si
   let repeatable = /^get$/i.test(method);
   let current: AbortController | undefined;
   let timer: ReturnType<typeof setTimeout> | undefined;
+  /** What the current attempt's silence, or its reading of what an error says, ends with. */
+  let watch: ReturnType<typeof setTimeout> | undefined;
   let earliest = 0;
   let suspended = false;
 
   const stop = (): void => {
     clearTimeout(timer);
+    clearTimeout(watch);
     timer = undefined;
     const attempt = current;
     current = undefined;
@@ -61,11 +69,9 @@ export function openSource(url: string, options: Options, from: string, sink: Si
     let openedAt = 0;
     let good = false;
     let heardAt = now();
-    let watch: ReturnType<typeof setTimeout> | undefined;
 
     // Every way in which an attempt ends comes by here, once: what comes later is of an attempt that isn't the current one.
     const end = (message?: string, isFatal?: boolean, wait = 0): void => {
-      clearTimeout(watch);
       if (current !== attempt) return;
       stop();
       if (good || (openedAt && now() - openedAt >= GOOD_AFTER)) failures = 0;
@@ -75,7 +81,7 @@ export function openSource(url: string, options: Options, from: string, sink: Si
         message ??= "The stream has ended";
         message += mayTry ? `; a ${method} is sent again only if it can be resumed` : `; it has been tried often enough`;
       }
-      const failure = message === undefined ? undefined : { message, status, retrying };
+      const failure = message ? { message, status, retrying } : undefined;
       if (!retrying) return finish(failure);
       const jitter = Math.random() * Math.min(max, Math.max(LEAST_WAIT, retry ?? base) * 2 ** failures);
       const delay = Math.max(LEAST_WAIT, Math.max(retry ?? 0, wait) + jitter);
@@ -86,63 +92,71 @@ export function openSource(url: string, options: Options, from: string, sink: Si
     };
 
     // By the clock: timers of a tab in the background come late, and those of one that slept much later.
-    let due = heardAt + stallTimeout;
     let graced = false;
     const check = (): void => {
       const left = heardAt + stallTimeout - now();
-      if (left <= 0 && (graced || now() - due < 1_000)) return end(`Nothing was heard for ${stallTimeout} ms`);
+      if (left <= 0 && (graced || left > -1_000)) return end(`Nothing was heard for ${stallTimeout} ms`);
       // After a sleep, what has come meanwhile is read first; once, since the next check may be as late.
       graced = left <= 0;
-      const wait = graced ? 500 : left;
-      due = now() + wait;
-      watch = setTimeout(check, wait);
+      watch = setTimeout(check, graced ? 500 : left);
     };
 
     try {
       if (stallTimeout > 0) watch = setTimeout(check, stallTimeout);
+      // Nobody is told anything before they have the connection.
+      await null;
+      if (current !== attempt) return;
       if (typeof token !== "function") bearer = token;
       else bearer ??= await token();
-      const headers = new Headers(typeof options.headers === "function" ? await options.headers() : options.headers);
+      const given = typeof options.headers === "function" ? await options.headers() : options.headers;
       if (current !== attempt) return;
-      headers.set("Accept", "text/event-stream");
-      if (bearer) headers.set("Authorization", `Bearer ${bearer}`);
-      if (position) headers.set("Last-Event-ID", asBytes(position));
-      if (isPlain(body) && !headers.has("Content-Type")) headers.set("Content-Type", "application/json");
-      repeatable ||= headers.has("Idempotency-Key");
+      let init: RequestInit;
+      try {
+        const headers = new Headers(given);
+        headers.set("Accept", "text/event-stream");
+        if (bearer) headers.set("Authorization", `Bearer ${bearer}`);
+        if (position) headers.set("Last-Event-ID", asBytes(position));
+        if (isPlain(body) && !headers.has("Content-Type")) headers.set("Content-Type", "application/json");
+        repeatable ||= headers.has("Idempotency-Key");
+        init = {
+          method,
+          headers,
+          body: written(body),
+          credentials: options.withCredentials ? "include" : "same-origin",
+          cache: "no-store",
+          signal: attempt.signal,
+        };
+      } catch {
+        // What the error says may hold a token.
+        return end("The request is invalid", true);
+      }
       sent = true;
-      const response = await fetch(url, {
-        method,
-        headers,
-        body: isPlain(body) ? JSON.stringify(body) : body,
-        credentials: options.withCredentials ? "include" : "same-origin",
-        cache: "no-store",
-        signal: attempt.signal,
-      });
+      const response = await fetch(url, init);
       if (current !== attempt) return;
       heardAt = now();
       status = response.status;
-      if (status === 204) {
-        clearTimeout(watch);
-        return finish();
-      }
+      if (status === 204) return finish();
       if (status !== 200) {
-        const refused = status === 401 || status === 403;
-        if (refused && typeof token === "function" && !refreshed) {
+        if ([401, 403].includes(status) && typeof token === "function" && !refreshed) {
           // It wasn't let in, so nothing was done.
           refreshed = true;
           sent = false;
           bearer = undefined;
-          clearTimeout(watch);
           stop();
           return void run();
         }
-        const answer = await response.json().catch(() => undefined);
+        // The status says what to do; for the reason there is little time.
+        clearTimeout(watch);
+        const answer = await Promise.race([
+          response.json().catch(() => undefined),
+          new Promise<undefined>((resolve) => (watch = setTimeout(resolve, READ_FOR))),
+        ]);
         const reason = answer?.error ? `: ${answer.error}` : "";
-        const passes = status >= 500 || status === 408 || status === 425 || status === 429;
+        const passes = status >= 500 || [408, 425, 429].includes(status);
         return end(`The server answered ${status}${reason}`, !passes, retryAfter(response.headers.get("Retry-After")));
       }
       const type = response.headers.get("Content-Type");
-      if (!/^text\/event-stream\s*(;|$)/i.test(type ?? "")) return end(`The answer is ${type}, not an event stream`, true);
+      if (!/^text\/event-stream\s*(;|$)/i.test(`${type}`)) return end(`The answer is ${type}, not an event stream`, true);
 
       refreshed = false;
       openedAt = now();
@@ -160,10 +174,7 @@ export function openSource(url: string, options: Options, from: string, sink: Si
           good = true;
           told = position;
           sink.event(event, data, position, id);
-          if (event === endEvent && current === attempt) {
-            clearTimeout(watch);
-            finish();
-          }
+          if (event === endEvent && current === attempt) finish();
         },
         onError(error) {
           if (error.type === "max-buffer-size-exceeded") end(`An event has more than ${MAX_EVENT_SIZE} characters`, true);
