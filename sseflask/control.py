@@ -33,8 +33,10 @@ CHANNEL: Final = "-/control"
 HISTORY: Final = 64
 #: Disconnects that a process remembers for streams that are being opened. Who began before the newest that is forgotten comes back.
 REMEMBERED: Final = 1024
-#: Seconds for which a process listens on after it has opened its last stream: the next one's request may have begun already.
-LISTENS_SECONDS: Final = 60.0
+#: Seconds that an opening may take, whatever the history, before its stream ends because what was told may have been removed.
+LEAST_SECONDS: Final = 30.0
+#: Seconds for which a process listens on after it has opened its last stream: it needn't look back for each of a few.
+LISTENS_SECONDS: Final = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class Disconnect:
 
 
 class Control:
-    """One app's, in one process. It listens while the process has streams, or works on tasks, and a minute longer."""
+    """One app's, in one process. It listens while the process has streams, or works on tasks, and a moment longer."""
 
     def __init__(self, broker: Callable[[], Broker], tasks: Tasks) -> None:
         """Stores what it needs.
@@ -175,6 +177,7 @@ class Control:
 
     def _look_back(self, broker: Broker) -> None:
         """Listens to what others tell, and ends streams for which something was told before; tried again where that fails."""
+        asked_at = time.monotonic()
         try:
             broker.retained(CHANNEL)
         except BrokerUnavailable as error:
@@ -185,7 +188,7 @@ class Control:
                 # Only now: what came in meanwhile was heard by nobody.
                 ring = broker.log.find(CHANNEL)
                 entries = list(ring.entries) if ring is not None else []
-            self._learn(entries)
+            self._learn(entries, asked_at)
             self._must_look_back = False
             for stream in self._streams(None):
                 if stream.began < self._quiet_since and self._is_revoked(stream):
@@ -193,10 +196,11 @@ class Control:
         finally:
             self._is_looking_back = False
 
-    def _learn(self, entries: Sequence[Entry]) -> None:
-        """Remembers what others told before this process listened."""
+    def _learn(self, entries: Sequence[Entry], asked_at: float) -> None:
+        """Remembers what others told before this process listened; it has asked for that at a monotonic second."""
         found = [disconnect for entry in entries if (disconnect := _told_by(entry.event, entry.at)) is not None]
-        oldest = entries[0].at if len(entries) >= HISTORY else time.monotonic() - self._tasks.settings.history_seconds
+        kept = max(self._tasks.settings.history_seconds, LEAST_SECONDS)
+        oldest = entries[0].at if len(entries) >= HISTORY else asked_at - kept
         with self._lock:
             self._forgotten = max(self._forgotten, oldest)
             # What it knows has its time from when it was told here.

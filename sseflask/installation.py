@@ -126,7 +126,7 @@ class Installation:
             elif here.workers > 1:
                 if here.is_first(f"{name}: {problem}"):
                     log.error("the channels of the app %r are refused: %s", name, problem, extra={"sse_problem": problem})
-                raise BrokerUnavailable(problem)
+                raise BrokerUnavailable(problem, told=problem)
             else:
                 text = "events of the app %r stay in this worker, and a reload loses them: %s"
                 log.warning(text, name, problem, extra={"sse_problem": problem})

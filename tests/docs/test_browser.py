@@ -18,7 +18,6 @@ pytestmark = pytest.mark.browser
 ASKED: dict[str, list[list[Any]]] = {
     "reference/browser": [
         ["/events/news", "GET", None, None],
-        ["/jobs/8/events", "GET", None, None],
         ["/answers", "POST", "Bearer t", {"question": "Who keeps the light?"}],
     ],
 }

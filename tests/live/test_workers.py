@@ -418,7 +418,8 @@ class TestDirectory:
         assert post(server, "/publish", channel="news").status == 200
         (home,) = homes(temporary)
         assert [path.stat().st_mode & 0o777 for path in (home, home.parent)] == [0o700, 0o700]
-        assert [path.name for path in home.glob("*.sqlite")] == ["tests-live-apps-workers_app.sqlite"]
+        (file,) = home.glob("*.sqlite")
+        assert re.fullmatch(r"tests-live-apps-workers_app-[0-9a-f]{16}\.sqlite", file.name)
         server.signal(signal.SIGTERM)
         assert server.wait_for_exit(10) == 0
         assert os.listdir(home.parent) == []
